@@ -1,0 +1,1 @@
+//! Identity from a SPIFFE Workload API socket.
