@@ -1,0 +1,332 @@
+//! Is this chain good, by the rules of SPIFFE, right now?
+//!
+//! One verifier serves both sides of a handshake, and [`still_holds`] asks the same question again of a
+//! connection that is already open. In order: the leaf is an X.509-SVID, the bundle of *its own* trust
+//! domain is known, its chain leads there, it was not made to live too long, and, when we dialled, it is
+//! one of those who may answer.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::WebPkiSupportedAlgorithms;
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::{
+    CertificateError, DigitallySignedStruct, DistinguishedName, OtherError, PeerIncompatible,
+    SignatureScheme,
+};
+use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
+use webpki::{EndEntityCert, KeyUsage};
+
+use super::{Expected, Peer, Reason};
+use crate::identity::svid::{self, Leaf, SvidError};
+use crate::identity::{Bundles, SpiffeId, TrustDomain};
+
+/// Why a peer's certificate is not accepted.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum VerifyError {
+    /// It breaks a rule of the X509-SVID standard.
+    #[error("the certificate is not an X.509-SVID")]
+    Svid(#[source] SvidError),
+    /// No bundle was received for the trust domain that it names.
+    #[error("no trust bundle is known for the trust domain {0}")]
+    UnknownTrustDomain(TrustDomain),
+    /// No root of its trust domain that is valid now vouches for it.
+    #[error("no valid root of the certificate's trust domain vouches for it")]
+    UnknownCa,
+    /// It, or an intermediate of its chain, has ended.
+    #[error("the certificate has expired")]
+    Expired,
+    /// It, or an intermediate of its chain, has not begun: whose clock is wrong?
+    #[error("the certificate is not valid yet: compare the clocks of both sides")]
+    NotYetValid,
+    /// Its chain breaks another rule of RFC 5280.
+    #[error("the certificate chain of {0} is not valid")]
+    Chain(SpiffeId, #[source] webpki::Error),
+    /// It was made to live longer than is accepted.
+    #[error(
+        "the certificate of {id} was made to live {}, longer than the {} accepted by identity.max_peer_lifetime",
+        humantime::format_duration(*lifetime),
+        humantime::format_duration(*most)
+    )]
+    LifetimeTooLong {
+        /// Whose certificate it is.
+        id: SpiffeId,
+        /// From its start to its end.
+        lifetime: Duration,
+        /// The most that is accepted.
+        most: Duration,
+    },
+    /// A good certificate, but of somebody else than we dialled.
+    #[error("{found} answered, but {expected} was expected")]
+    UnexpectedPeer {
+        /// Who answered.
+        found: SpiffeId,
+        /// Who may answer.
+        expected: Arc<Expected>,
+    },
+}
+
+impl VerifyError {
+    pub(super) fn reason(&self) -> Reason {
+        match self {
+            Self::Svid(_) => Reason::NotAnSvid,
+            Self::UnknownTrustDomain(_) => Reason::UnknownTrustDomain,
+            Self::UnknownCa => Reason::UnknownCa,
+            Self::Expired => Reason::Expired,
+            Self::NotYetValid => Reason::NotYetValid,
+            Self::Chain(..) => Reason::BadChain,
+            Self::LifetimeTooLong { .. } => Reason::LifetimeTooLong,
+            Self::UnexpectedPeer { .. } => Reason::UnexpectedPeer,
+        }
+    }
+
+    fn chain(id: &SpiffeId, error: webpki::Error) -> Self {
+        match error {
+            webpki::Error::CertExpired { .. } => Self::Expired,
+            webpki::Error::CertNotValidYet { .. } => Self::NotYetValid,
+            // A root of the same name with another key is not the root we know.
+            webpki::Error::UnknownIssuer | webpki::Error::InvalidSignatureForPublicKey => {
+                Self::UnknownCa
+            }
+            error => Self::Chain(id.clone(), error),
+        }
+    }
+}
+
+/// What a chain is held to.
+#[derive(Clone, Debug)]
+pub(super) struct Rules {
+    pub(super) bundles: Arc<Bundles>,
+    pub(super) max_peer_lifetime: Duration,
+}
+
+/// Which side the owner of a certificate takes in the handshake.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Side {
+    Client,
+    Server,
+}
+
+/// Verifies the kept chain of an open connection anew, against the bundles in force now. A certificate
+/// that has ended, a root that has left its bundle or a shorter lifetime limit show here.
+///
+/// Costs as much as the verification in a handshake (some 100 µs): ask on events, not for each request.
+///
+/// # Errors
+/// [`VerifyError`] says what holds no longer.
+pub fn still_holds(
+    peer: &Peer,
+    bundles: &Bundles,
+    max_lifetime: Duration,
+    now: SystemTime,
+) -> Result<(), VerifyError> {
+    let (first, intermediates) = peer
+        .chain
+        .split_first()
+        .ok_or(VerifyError::Svid(SvidError::Malformed))?;
+    let leaf = &peer.leaf;
+    check(
+        leaf,
+        first,
+        intermediates,
+        peer.side,
+        bundles,
+        max_lifetime,
+        now,
+    )
+}
+
+/// The whole verification but for who is expected. `leaf` was read from `first`.
+fn check(
+    leaf: &Leaf,
+    first: &CertificateDer<'_>,
+    intermediates: &[CertificateDer<'_>],
+    side: Side,
+    bundles: &Bundles,
+    max_lifetime: Duration,
+    now: SystemTime,
+) -> Result<(), VerifyError> {
+    let id = &leaf.id;
+    let bundle = bundles
+        .get(id.trust_domain())
+        .ok_or_else(|| VerifyError::UnknownTrustDomain(id.trust_domain().clone()))?;
+    // webpki still accepts a certificate in the second of its end.
+    if now >= leaf.not_after {
+        return Err(VerifyError::Expired);
+    }
+    let usage = match side {
+        Side::Client => KeyUsage::client_auth(),
+        Side::Server => KeyUsage::server_auth(),
+    };
+    let since_epoch = now.duration_since(UNIX_EPOCH).unwrap_or_default();
+    EndEntityCert::try_from(first)
+        .and_then(|end_entity| {
+            end_entity
+                .verify_for_usage(
+                    algorithms().all,
+                    &bundle.anchors(now),
+                    intermediates,
+                    UnixTime::since_unix_epoch(since_epoch),
+                    usage,
+                    None,
+                    None,
+                )
+                .map(drop)
+        })
+        .map_err(|error| VerifyError::chain(id, error))?;
+    let lifetime = leaf.lifetime();
+    if lifetime > max_lifetime {
+        return Err(VerifyError::LifetimeTooLong {
+            id: id.clone(),
+            lifetime,
+            most: max_lifetime,
+        });
+    }
+    Ok(())
+}
+
+fn algorithms() -> &'static WebPkiSupportedAlgorithms {
+    &super::provider().signature_verification_algorithms
+}
+
+impl Rules {
+    /// Everything that must hold of whoever presents this chain.
+    fn check(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        side: Side,
+        now: UnixTime,
+    ) -> Result<Leaf, VerifyError> {
+        let leaf = svid::parse(end_entity).map_err(VerifyError::Svid)?;
+        let now = UNIX_EPOCH + Duration::from_secs(now.as_secs());
+        let (bundles, most) = (&self.bundles, self.max_peer_lifetime);
+        check(&leaf, end_entity, intermediates, side, bundles, most, now)?;
+        Ok(leaf)
+    }
+}
+
+/// Verifies whoever dials us: anybody whose proof is good. What they may do is policy's to say.
+#[derive(Debug)]
+pub(super) struct AnyClient(pub(super) Rules);
+
+/// Verifies whoever answers: a good proof, and one of those whom we expect.
+#[derive(Debug)]
+pub(super) struct ExpectedServer {
+    pub(super) rules: Rules,
+    pub(super) expected: Arc<Expected>,
+}
+
+impl ClientCertVerifier for AnyClient {
+    /// None: the names of our roots are nobody's business before they have authenticated.
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        &[]
+    }
+
+    fn verify_client_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, rustls::Error> {
+        self.0
+            .check(end_entity, intermediates, Side::Client, now)
+            .map_err(into_rustls)?;
+        Ok(ClientCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Err(PeerIncompatible::Tls12NotOfferedOrEnabled.into())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        rustls::crypto::verify_tls13_signature(message, certificate, signed, algorithms())
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        algorithms().supported_schemes()
+    }
+}
+
+impl ServerCertVerifier for ExpectedServer {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        let leaf = self
+            .rules
+            .check(end_entity, intermediates, Side::Server, now)
+            .map_err(into_rustls)?;
+        if !self.expected.matches(&leaf.id) {
+            return Err(into_rustls(VerifyError::UnexpectedPeer {
+                found: leaf.id,
+                expected: self.expected.clone(),
+            }));
+        }
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Err(PeerIncompatible::Tls12NotOfferedOrEnabled.into())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        rustls::crypto::verify_tls13_signature(message, certificate, signed, algorithms())
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        algorithms().supported_schemes()
+    }
+}
+
+/// Our reason, on its way through rustls: in a word of rustls where there is one, because that chooses
+/// the alert the peer is told (RFC 8446 §6.2); as it is otherwise, which says `certificate_unknown`.
+fn into_rustls(error: VerifyError) -> rustls::Error {
+    rustls::Error::InvalidCertificate(match error {
+        VerifyError::Expired => CertificateError::Expired,
+        VerifyError::NotYetValid => CertificateError::NotValidYet,
+        VerifyError::UnknownCa => CertificateError::UnknownIssuer,
+        VerifyError::Svid(SvidError::Malformed) => CertificateError::BadEncoding,
+        other => CertificateError::Other(OtherError(Arc::new(other))),
+    })
+}
+
+/// The way back: our reason, if it was ours.
+pub(super) fn from_rustls(error: &rustls::Error) -> Option<VerifyError> {
+    let rustls::Error::InvalidCertificate(error) = error else {
+        return None;
+    };
+    match error {
+        CertificateError::Expired => Some(VerifyError::Expired),
+        CertificateError::NotValidYet => Some(VerifyError::NotYetValid),
+        CertificateError::UnknownIssuer => Some(VerifyError::UnknownCa),
+        CertificateError::BadEncoding => Some(VerifyError::Svid(SvidError::Malformed)),
+        CertificateError::Other(OtherError(inner)) => inner.downcast_ref().cloned(),
+        _ => None,
+    }
+}
