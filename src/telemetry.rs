@@ -1,0 +1,209 @@
+//! What does the process tell about itself? Log lines on stderr, and Prometheus families.
+
+pub mod merge;
+
+use std::fmt;
+use std::io::IsTerminal;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use prometheus::process_collector::ProcessCollector;
+use prometheus::{IntGauge, Opts, Registry, TextEncoder};
+use tracing::Metadata;
+use tracing::level_filters::LevelFilter;
+use tracing_subscriber::filter::{EnvFilter, filter_fn};
+use tracing_subscriber::layer::{Layer, SubscriberExt};
+use tracing_subscriber::util::SubscriberInitExt;
+
+use crate::document::Node;
+
+/// The section `log`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// What is told, in the directives of `tracing_subscriber::EnvFilter`: `info`, or
+    /// `info,doorward::tls=debug`. The environment variable `RUST_LOG` overrides it.
+    pub level: String,
+    /// What a line looks like.
+    pub format: Format,
+}
+
+/// What a log line looks like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// For people, coloured on a terminal.
+    Human,
+    /// One JSON object a line.
+    Json,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            level: "info".into(),
+            format: Format::Human,
+        }
+    }
+}
+
+impl Settings {
+    /// Reads the section `log`.
+    #[must_use]
+    pub fn read(node: &Node<'_>) -> Option<Self> {
+        let default = Self::default();
+        let mut section = node.section()?;
+        let level = section.or("level", default.level, |node| {
+            let text = node.text()?;
+            match EnvFilter::builder().parse(text) {
+                Ok(_) => Some(text.to_owned()),
+                Err(error) => node.mistake(
+                    format_args!("`{text}` is not a log level: {error}"),
+                    Some("write one of `error`, `warn`, `info`, `debug`, or `info,doorward::tls=debug`"),
+                ),
+            }
+        });
+        let format = section.or("format", default.format, |node| {
+            node.choice(&[("human", Format::Human), ("json", Format::Json)])
+        });
+        Some(Self {
+            level: level?,
+            format: format?,
+        })
+    }
+}
+
+/// Starts logging to stderr, for the whole process and once.
+///
+/// # Errors
+/// [`StartError::Directives`] if `RUST_LOG` cannot be read, [`StartError::Twice`] on the second call.
+pub fn start(settings: &Settings) -> Result<(), StartError> {
+    let directives = match std::env::var("RUST_LOG") {
+        Ok(text) if !text.is_empty() => text,
+        _ => settings.level.clone(),
+    };
+    let filter = EnvFilter::builder()
+        .parse(&directives)
+        .map_err(|source| StartError::Directives { directives, source })?;
+    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    let lines = match settings.format {
+        Format::Human => lines.with_ansi(std::io::stderr().is_terminal()).boxed(),
+        Format::Json => lines.json().flatten_event(true).boxed(),
+    };
+    tracing_subscriber::registry()
+        .with(lines.with_filter(filter).with_filter(filter_fn(harmless)))
+        .try_init()
+        .map_err(|_| StartError::Twice)
+}
+
+/// The libraries that carry requests and keys may show them at `debug` and below: header fields, tokens,
+/// handshake secrets. No setting makes them.
+fn harmless(metadata: &Metadata<'_>) -> bool {
+    let library = metadata.target().split("::").next().unwrap_or_default();
+    !CARRIERS.contains(&library) || *metadata.level() <= LevelFilter::INFO
+}
+
+const CARRIERS: [&str; 10] = [
+    "h2",
+    "hyper",
+    "hyper_util",
+    "jsonwebtoken",
+    "rustls",
+    "spiffe",
+    "tokio_rustls",
+    "tonic",
+    "tower",
+    "webpki",
+];
+
+/// The registries of one process: one for what there is once, and one a worker, so that no two workers
+/// ever write the same counter. They are summed when somebody asks. Clones share them.
+#[derive(Clone)]
+pub struct Registries {
+    process: Registry,
+    workers: Arc<Mutex<Vec<Registry>>>,
+}
+
+impl Registries {
+    /// Registries with the process' own families: `process_*` and `doorward_build_info`.
+    ///
+    /// # Errors
+    /// Those of [`Registry::register`].
+    pub fn new() -> prometheus::Result<Self> {
+        let process = Registry::new();
+        process.register(Box::new(ProcessCollector::for_self()))?;
+        let build = IntGauge::with_opts(
+            Opts::new(
+                "doorward_build_info",
+                "Which Doorward this is, in its labels; the value is always 1.",
+            )
+            .const_label("version", env!("CARGO_PKG_VERSION")),
+        )?;
+        build.set(1);
+        process.register(Box::new(build))?;
+        Ok(Self {
+            process,
+            workers: Arc::default(),
+        })
+    }
+
+    /// Where families go that exist once in the process.
+    #[must_use]
+    pub fn process(&self) -> &Registry {
+        &self.process
+    }
+
+    /// A fresh registry for one more worker, which registers in it the same families as every other.
+    #[must_use]
+    pub fn worker(&self) -> Registry {
+        let registry = Registry::new();
+        self.workers
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(registry.clone());
+        registry
+    }
+
+    /// Everything as it stands now, summed, in the text exposition format 0.0.4
+    /// ([`prometheus::TEXT_FORMAT`]).
+    #[must_use]
+    pub fn render(&self) -> String {
+        let workers = self
+            .workers
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
+        let gathered = std::iter::once(&self.process)
+            .chain(&workers)
+            .map(Registry::gather);
+        let (families, collisions) = merge::sum(gathered);
+        for collision in collisions {
+            tracing::error!(%collision, "a metric family is left out of the sum");
+        }
+        let mut text = String::new();
+        if let Err(error) = TextEncoder::new().encode_utf8(&families, &mut text) {
+            tracing::error!(%error, "the metrics shown are not complete");
+        }
+        text
+    }
+}
+
+impl fmt::Debug for Registries {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Registries").finish_non_exhaustive()
+    }
+}
+
+/// Why logging does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// `RUST_LOG` is not understood.
+    #[error("cannot read the log level `{directives}`")]
+    Directives {
+        /// What was written.
+        directives: String,
+        /// What is wrong with it.
+        #[source]
+        source: tracing_subscriber::filter::ParseError,
+    },
+    /// Somebody else has started it.
+    #[error("logging has been started before")]
+    Twice,
+}
