@@ -1,0 +1,1 @@
+//! Which inputs can change what a slice says?
