@@ -1,6 +1,8 @@
 //! Who are we, and whom do we trust? SPIFFE names, and the [`Material`] that proves ours.
 
 pub mod svid;
+#[cfg(test)]
+pub(crate) mod testing;
 pub mod workload_api;
 
 use std::collections::BTreeMap;
@@ -360,10 +362,9 @@ impl Settings {
             }
         });
         let spiffe_id = section.optional("spiffe_id", |node| node.parse());
-        let minute = Duration::from_secs(1);
         let max_peer_lifetime =
             section.or("max_peer_lifetime", DEFAULT_MAX_PEER_LIFETIME, |node| {
-                node.duration(minute..=Duration::from_secs(366 * 24 * 3600))
+                node.duration(Duration::from_secs(1)..=Duration::from_secs(366 * 24 * 3600))
             });
         Some(Self {
             source: source?,
@@ -375,6 +376,7 @@ impl Settings {
 
 #[cfg(test)]
 mod tests {
+    use super::testing::Ca;
     use super::*;
 
     #[test]
@@ -414,5 +416,68 @@ mod tests {
         let id = SpiffeId::parse("spiffe://example.org/ns/bank/ledger").unwrap();
         assert_eq!(id.trust_domain().as_str(), "example.org");
         assert_eq!(id.path(), "/ns/bank/ledger");
+    }
+
+    #[test]
+    fn material_is_taken_only_if_all_of_it_fits() {
+        let ca = Ca::new("example.org");
+        let good = ca.mint(&testing::leaf("spiffe://example.org/ledger"));
+        let other = ca.mint(&testing::leaf("spiffe://example.org/ledger"));
+        let bundles: Arc<Bundles> = Arc::new([ca.bundle()].into_iter().collect());
+        let take = |chain: &[CertificateDer<'static>], key, bundles: &Arc<Bundles>| {
+            Material::new(chain.to_vec(), key, bundles.clone())
+        };
+        let material = take(&good.chain, good.private_key(), &bundles).unwrap();
+        assert_eq!(material.id().as_str(), "spiffe://example.org/ledger");
+        let broken = PrivateKeyDer::from(rustls_pki_types::PrivatePkcs8KeyDer::from(vec![1]));
+        assert!(matches!(
+            take(&[], good.private_key(), &bundles),
+            Err(MaterialError::NoCertificate)
+        ));
+        assert!(matches!(
+            take(&good.chain, other.private_key(), &bundles),
+            Err(MaterialError::Key(_))
+        ));
+        assert!(matches!(
+            take(&good.chain, broken, &bundles),
+            Err(MaterialError::Key(_))
+        ));
+        assert!(matches!(
+            take(&[ca.certificate().clone()], good.private_key(), &bundles),
+            Err(MaterialError::Leaf(_))
+        ));
+        assert!(matches!(
+            take(&good.chain, good.private_key(), &Arc::default()),
+            Err(MaterialError::NoBundle(domain)) if domain.as_str() == "example.org"
+        ));
+    }
+
+    #[test]
+    fn a_debug_text_never_holds_the_key() {
+        let ca = Ca::new("example.org");
+        let minted = ca.mint(&testing::leaf("spiffe://example.org/ledger"));
+        let material = minted
+            .material([ca.bundle()].into_iter().collect())
+            .unwrap();
+        // A text that dumped the key would hold its bytes as a list of numbers.
+        let secret: Vec<_> = minted.key[36..52].iter().map(u8::to_string).collect();
+        assert!(!format!("{material:?}").contains(&secret.join(", ")));
+    }
+
+    #[test]
+    fn a_root_vouches_until_its_end_and_no_longer() {
+        let ca = Ca::new("example.org");
+        let bundle = ca.bundle().1;
+        let end = svid::validity(ca.certificate()).unwrap().1;
+        assert_eq!(bundle.anchors(end - Duration::from_secs(1)).len(), 1);
+        assert_eq!(bundle.anchors(end).len(), 0);
+        assert_eq!(bundle.certificates().count(), 1);
+    }
+
+    #[test]
+    fn a_bundle_with_a_broken_root_is_refused_whole() {
+        let ca = Ca::new("example.org");
+        let roots = [ca.certificate().clone(), CertificateDer::from(vec![0x30])];
+        assert!(matches!(Bundle::new(roots), Err(BundleError::Anchor(_))));
     }
 }

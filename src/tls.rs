@@ -944,3 +944,6 @@ impl Direction {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

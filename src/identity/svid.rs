@@ -87,6 +87,11 @@ fn spiffe_id(certificate: &X509Certificate<'_>) -> Result<SpiffeId, SvidError> {
         .subject_alternative_name()
         .map_err(|_| SvidError::Malformed)?
         .ok_or(SvidError::NoUri)?;
+    // A name that cannot be read, say a URI that is not ASCII, may be the second one.
+    let unreadable = |name: &GeneralName<'_>| matches!(name, GeneralName::Invalid(..));
+    if names.value.general_names.iter().any(unreadable) {
+        return Err(SvidError::Malformed);
+    }
     let mut uris = names
         .value
         .general_names
@@ -157,4 +162,190 @@ pub enum SvidError {
     /// §4.3: digitalSignature, critical, nothing that signs certificates.
     #[error("the certificate's {0}")]
     KeyUsage(&'static str),
+}
+
+#[cfg(test)]
+mod tests {
+    use rcgen::{BasicConstraints, CertificateParams, IsCa, KeyUsagePurpose, SanType};
+
+    use super::*;
+    use crate::identity::testing::{Ca, extension, leaf, uri};
+
+    const ID: &str = "spiffe://example.org/ledger";
+
+    type Breaking = fn(&mut CertificateParams);
+
+    fn minted(change: Breaking) -> Vec<u8> {
+        let mut params = leaf(ID);
+        change(&mut params);
+        Ca::new("example.org").mint(&params).chain[0].to_vec()
+    }
+
+    #[test]
+    fn a_leaf_says_what_was_signed() {
+        let der = minted(|params| {
+            params.serial_number = Some(vec![0x0a, 0xff].into());
+            params.not_before = (UNIX_EPOCH + Duration::from_secs(1_000_000_000)).into();
+            params.not_after = (UNIX_EPOCH + Duration::from_secs(1_000_003_600)).into();
+        });
+        let leaf = parse(&der).unwrap();
+        assert_eq!(leaf.id.as_str(), ID);
+        assert_eq!(leaf.serial, "0aff");
+        assert_eq!(leaf.issuer, "CN=example.org");
+        assert_eq!(leaf.lifetime(), Duration::from_secs(3600));
+        assert_eq!(validity(&der), Ok((leaf.not_before, leaf.not_after)));
+    }
+
+    #[test]
+    fn what_the_standard_allows_is_accepted() {
+        let allowed: [(&str, Breaking); 4] = [
+            ("a DNS name beside the URI", |params| {
+                let name = SanType::DnsName("ledger.example.org".try_into().unwrap());
+                params.subject_alt_names.insert(0, name);
+            }),
+            ("no basic constraints", |params| params.is_ca = IsCa::NoCa),
+            ("no extended key usage", |params| {
+                params.extended_key_usages.clear();
+            }),
+            ("keyAgreement as well", |params| {
+                params.key_usages.push(KeyUsagePurpose::KeyAgreement);
+            }),
+        ];
+        for (what, change) in allowed {
+            let leaf = parse(&minted(change));
+            assert_eq!(
+                leaf.map(|leaf| leaf.id.to_string()),
+                Ok(ID.into()),
+                "{what}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_leaf_that_breaks_a_rule_is_refused_by_its_name() {
+        let signs = SvidError::KeyUsage("keyCertSign or cRLSign is set");
+        let cases: [(&str, Breaking, SvidError); 16] = [
+            (
+                "no names at all",
+                |params| params.subject_alt_names.clear(),
+                SvidError::NoUri,
+            ),
+            (
+                "a DNS name alone",
+                |params| {
+                    let name = SanType::DnsName("ledger.example.org".try_into().unwrap());
+                    params.subject_alt_names = vec![name];
+                },
+                SvidError::NoUri,
+            ),
+            (
+                "two SPIFFE IDs",
+                |params| params.subject_alt_names.push(uri("spiffe://example.org/b")),
+                SvidError::ManyUris,
+            ),
+            (
+                "the same SPIFFE ID twice",
+                |params| params.subject_alt_names.push(uri(ID)),
+                SvidError::ManyUris,
+            ),
+            (
+                "a second URI of another scheme",
+                |params| params.subject_alt_names.push(uri("https://example.org/")),
+                SvidError::ManyUris,
+            ),
+            (
+                "a second URI that is not ASCII",
+                |params| {
+                    params.subject_alt_names.clear();
+                    let mut names = vec![0x30, 0x20, 0x86, 0x1b];
+                    names.extend(ID.as_bytes());
+                    names.extend([0x86, 0x01, 0xff]);
+                    params.custom_extensions = vec![extension(17, false, &names)];
+                },
+                SvidError::Malformed,
+            ),
+            (
+                "a trust domain without a path",
+                |params| params.subject_alt_names = vec![uri("spiffe://example.org")],
+                SvidError::Id(IdError::NoPath),
+            ),
+            (
+                "a trust domain in upper case",
+                |params| params.subject_alt_names = vec![uri("spiffe://Example.org/a")],
+                SvidError::Id(IdError::NotCanonical),
+            ),
+            (
+                "a CA",
+                |params| params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained),
+                SvidError::CertificateAuthority,
+            ),
+            (
+                "no key usage",
+                |params| params.key_usages.clear(),
+                SvidError::KeyUsage("key usage is missing"),
+            ),
+            (
+                "a key usage that is not critical",
+                |params| {
+                    params.key_usages.clear();
+                    let content = [0x03, 0x02, 0x07, 0x80];
+                    params.custom_extensions = vec![extension(15, false, &content)];
+                },
+                SvidError::KeyUsage("key usage is not marked critical"),
+            ),
+            (
+                "a key that may sign certificates",
+                |params| params.key_usages.push(KeyUsagePurpose::KeyCertSign),
+                signs.clone(),
+            ),
+            (
+                "a key that may sign revocation lists",
+                |params| params.key_usages.push(KeyUsagePurpose::CrlSign),
+                signs,
+            ),
+            (
+                "a key that may not sign",
+                |params| params.key_usages = vec![KeyUsagePurpose::KeyEncipherment],
+                SvidError::KeyUsage("digitalSignature is not set"),
+            ),
+            (
+                "a key usage that cannot be read",
+                |params| {
+                    params.key_usages.clear();
+                    params.custom_extensions = vec![extension(15, true, &[0x05, 0x00])];
+                },
+                SvidError::Malformed,
+            ),
+            (
+                "key usage twice",
+                |params| {
+                    let content = [0x03, 0x02, 0x07, 0x80];
+                    params.custom_extensions = vec![extension(15, true, &content)];
+                },
+                SvidError::Malformed,
+            ),
+        ];
+        for (what, change, expected) in cases {
+            assert_eq!(parse(&minted(change)), Err(expected), "{what}");
+        }
+    }
+
+    #[test]
+    fn no_standard_id_is_refused_with_the_words_of_the_standard() {
+        let der = minted(|params| params.subject_alt_names = vec![uri("https://example.org/a")]);
+        assert!(matches!(
+            parse(&der),
+            Err(SvidError::Id(IdError::Standard(_)))
+        ));
+    }
+
+    #[test]
+    fn bytes_that_are_no_certificate_are_malformed() {
+        let whole = minted(|_| {});
+        let mut longer = whole.clone();
+        longer.push(0);
+        for der in [&[][..], b"certificate", &whole[..whole.len() - 1], &longer] {
+            assert_eq!(parse(der), Err(SvidError::Malformed));
+        }
+    }
 }

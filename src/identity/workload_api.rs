@@ -11,6 +11,7 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use spiffe::transport::TransportError;
 use spiffe::{WorkloadApiClient, X509Context, X509Svid};
 
 use super::{
@@ -130,7 +131,10 @@ fn choose<'a>(
     wanted: Option<&SpiffeId>,
 ) -> Result<&'a X509Svid, Failure> {
     let Some(wanted) = wanted else {
-        return Ok(context.default_svid().ok_or(Failure::NoSvid)?);
+        return context
+            .default_svid()
+            .map(Arc::as_ref)
+            .ok_or(Failure::NoSvid);
     };
     let mut svids = context.svids().iter();
     match svids.find(|svid| svid.spiffe_id().to_string() == wanted.as_str()) {
@@ -210,9 +214,9 @@ pub enum Failure {
         /// Those it has.
         listed: Vec<String>,
     },
-    /// It ended the stream.
+    /// It ended the stream: stopped, restarted, or failed.
     #[error("it ended the stream")]
-    Ended,
+    Ended(#[source] Option<Box<spiffe::WorkloadApiError>>),
     /// It said something that is no valid answer.
     #[error("its answer cannot be used")]
     Answer(#[source] Box<spiffe::WorkloadApiError>),
@@ -231,7 +235,7 @@ impl Failure {
             Self::NoIdentity(_) | Self::NoSvid | Self::NotListed { .. } => true,
             Self::Unreachable(_)
             | Self::Silent
-            | Self::Ended
+            | Self::Ended(_)
             | Self::Answer(_)
             | Self::TrustDomain(_)
             | Self::Material(_) => false,
@@ -241,7 +245,7 @@ impl Failure {
     /// Whether no further message can come on this stream. After one that made no sense, one can.
     fn ends_stream(&self) -> bool {
         match self {
-            Self::Unreachable(_) | Self::Silent | Self::NoIdentity(_) | Self::Ended => true,
+            Self::Unreachable(_) | Self::Silent | Self::NoIdentity(_) | Self::Ended(_) => true,
             Self::NoSvid
             | Self::NotListed { .. }
             | Self::Answer(_)
@@ -262,9 +266,13 @@ impl From<spiffe::WorkloadApiError> for Failure {
             Theirs::MissingRequiredField {
                 field: "X509SVIDResponse.svids",
             } => Self::NoSvid,
-            Theirs::EmptyResponse => Self::Ended,
+            Theirs::EmptyResponse => Self::Ended(None),
+            Theirs::Transport(TransportError::Status(_)) => Self::Ended(Some(Box::new(error))),
             Theirs::Transport(_) | Theirs::Endpoint(_) => Self::Unreachable(Box::new(error)),
             error => Self::Answer(Box::new(error)),
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -51,7 +51,7 @@ pub fn detect(first: &[u8]) -> Option<Detected> {
         .take_while(|byte| byte.is_ascii_uppercase())
         .count();
     match first.get(method) {
-        Some(b' ') if method > 0 => Some(Detected::Http1),
+        Some(b' ') if (1..=LONGEST_METHOD).contains(&method) => Some(Detected::Http1),
         None if method <= LONGEST_METHOD => None,
         _ => Some(Detected::Opaque),
     }
@@ -208,7 +208,7 @@ mod tests {
             (b"SSH-2.0-OpenSSH", Some(Detected::Opaque)),
             (b"\x00\x00\x00\x08", Some(Detected::Opaque)),
         ] {
-            assert_eq!(detect(first), expected, "{:?}", first.escape_ascii());
+            assert_eq!(detect(first), expected, "{}", first.escape_ascii());
         }
     }
 
