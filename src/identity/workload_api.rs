@@ -11,7 +11,7 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
-use spiffe::transport::TransportError;
+use spiffe::transport::{Endpoint, TransportError};
 use spiffe::{WorkloadApiClient, X509Context, X509Svid};
 
 use super::{
@@ -111,7 +111,12 @@ impl fmt::Debug for WorkloadApi {
 }
 
 async fn open(endpoint: &str) -> Result<Updates, Failure> {
-    let client = WorkloadApiClient::connect_to(endpoint).await?;
+    // As a URL the crate would look for a path with `%20` in it where the operator wrote a space.
+    let endpoint = match endpoint.strip_prefix("unix://") {
+        Some(path) => Endpoint::Unix(path.into()),
+        None => Endpoint::parse(endpoint).map_err(spiffe::WorkloadApiError::from)?,
+    };
+    let client = WorkloadApiClient::connect(endpoint).await?;
     Ok(client.stream_x509_contexts().await?.boxed())
 }
 

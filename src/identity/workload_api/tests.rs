@@ -141,7 +141,7 @@ struct Scene {
 impl Scene {
     fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let socket = directory.path().join("api.sock");
+        let socket = directory.path().join("a name with spaces.sock");
         Self {
             endpoint: format!("unix://{}", socket.display()),
             provider: Provider::start(&socket),
