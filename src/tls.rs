@@ -115,13 +115,12 @@ impl Peer {
     }
 }
 
+/// rustls has no door to a bare hash but its cipher suites.
 fn sha256(bytes: &[u8]) -> [u8; 32] {
-    let suite = aws_lc_rs::cipher_suite::TLS13_AES_128_GCM_SHA256;
-    let mut digest = [0; 32];
-    if let Some(suite) = suite.tls13() {
-        digest.copy_from_slice(suite.common.hash_provider.hash(bytes).as_ref());
-    }
-    digest
+    let suite = aws_lc_rs::cipher_suite::TLS13_AES_128_GCM_SHA256.tls13();
+    let hash = suite.map(|suite| suite.common.hash_provider.hash(bytes));
+    let digest = hash.and_then(|hash| hash.as_ref().try_into().ok());
+    digest.expect("TLS13_AES_128_GCM_SHA256 is a suite of TLS 1.3, and SHA-256 has 32 bytes")
 }
 
 /// Which protocols a listener or a route offers in ALPN (RFC 7301), most wanted first.
@@ -243,11 +242,10 @@ impl Endpoint {
         self.rules.max_peer_lifetime
     }
 
-    /// Whether our own SVID is within its time at `now`.
+    /// Whether our own SVID has not ended at `now`. Whether it has begun is for the peers' clocks to say.
     #[must_use]
     pub fn valid_at(&self, now: SystemTime) -> bool {
-        let leaf = self.material.leaf();
-        leaf.not_before <= now && now < leaf.not_after
+        now < self.material.leaf().not_after
     }
 
     /// Whether the proof of a connected `peer` still holds by the bundles of this endpoint. See
@@ -693,7 +691,7 @@ pub enum HandshakeError {
     /// There is no identity in force: none has come yet, or it was withdrawn.
     #[error("we have no identity to present: none was received yet, or it was withdrawn")]
     OwnIdentityMissing,
-    /// Our own SVID is outside its time and no new one came.
+    /// Our own SVID has ended and no new one came.
     #[error("our own certificate has expired and was not renewed")]
     OwnIdentityExpired,
     /// The peer did not answer in time.

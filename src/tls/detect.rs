@@ -266,4 +266,21 @@ mod tests {
         let one = prefixed.read_u8().await.unwrap();
         assert_eq!((&two, one), (b"ab", b'c'));
     }
+
+    proptest::proptest! {
+        #[test]
+        fn a_judgement_stands_and_24_bytes_are_enough(
+            start in "(G|POST |PRI \\* HTTP/2|\x16|\x16\x03|[A-Z ]*)",
+            rest in proptest::collection::vec(proptest::prelude::any::<u8>(), 24),
+        ) {
+            let bytes = [start.as_bytes(), &rest].concat();
+            let mut judged = None;
+            for end in 0..bytes.len() {
+                let now = detect(&bytes[..end]);
+                proptest::prop_assert!(judged.is_none() || judged == now);
+                proptest::prop_assert!(end < PREFACE.len() || now.is_some());
+                judged = now;
+            }
+        }
+    }
 }

@@ -396,6 +396,39 @@ async fn the_rule_that_a_certificate_breaks_is_kept_as_the_source() {
 }
 
 #[tokio::test]
+async fn a_certificate_for_servers_makes_no_client() {
+    let world = World::new();
+    let usages = [
+        (
+            ExtendedKeyUsagePurpose::ServerAuth,
+            Err("bad_chain"),
+            Ok(()),
+        ),
+        (
+            ExtendedKeyUsagePurpose::ClientAuth,
+            Ok(()),
+            Err("bad_chain"),
+        ),
+    ];
+    for (usage, as_client, as_server) in usages {
+        let minted = world.ours(|params| params.extended_key_usages = vec![usage]);
+        let acceptor = acceptor(&world.live());
+        let (near, far) = duplex(64 * 1024);
+        let stranger = stranger_dials(Some(&minted), &[]);
+        let (served, _) = tokio::join!(acceptor.accept(near), stranger.connect(nobody(), far));
+        let served = served.map(drop).map_err(|error| error.label());
+        assert_eq!(served, as_client);
+
+        let connector = connector(&world.live(), LEDGER);
+        let (near, far) = duplex(64 * 1024);
+        let stranger = stranger_serves(&minted);
+        let (_, dialled) = tokio::join!(stranger.accept(near), connector.connect(far));
+        let dialled = dialled.map(drop).map_err(|error| error.label());
+        assert_eq!(dialled, as_server);
+    }
+}
+
+#[tokio::test]
 async fn a_client_without_a_certificate_is_refused() {
     let acceptor = acceptor(&World::new().live());
     let (served, read) = accept_stranger(&acceptor, stranger_dials(None, &[b"h2"])).await;
@@ -628,8 +661,16 @@ async fn the_proof_of_an_open_connection_is_asked_again() {
         verify::still_holds(&peer, &bundles, HOUR / 4, now),
         Err(VerifyError::LifetimeTooLong { .. })
     ));
+    // Not even in the second of its end, which webpki still accepts.
     let endpoint = dialling.get().unwrap();
-    assert_eq!(endpoint.value.still_holds(&client, now), Ok(()));
+    let end = client.not_after();
+    for (now, expected) in [
+        (now, Ok(())),
+        (end - Duration::from_secs(1), Ok(())),
+        (end, Err(VerifyError::Expired)),
+    ] {
+        assert_eq!(endpoint.value.still_holds(&client, now), expected);
+    }
 }
 
 #[test]
