@@ -226,3 +226,6 @@ const CONNECTION_TIME: Duration = Duration::from_secs(60);
 
 /// How long to wait when the system has no descriptors left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+#[cfg(test)]
+mod tests;

@@ -581,3 +581,6 @@ struct Metrics {
 
 const PATH_LIMIT: usize = 2048;
 const HOST_LIMIT: usize = 512;
+
+#[cfg(test)]
+mod tests;

@@ -8,8 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use prometheus::process_collector::ProcessCollector;
 use prometheus::{IntGauge, Opts, Registry, TextEncoder};
-use tracing::Metadata;
-use tracing::level_filters::LevelFilter;
+use tracing::{Level, Metadata};
 use tracing_subscriber::filter::{EnvFilter, filter_fn};
 use tracing_subscriber::layer::{Layer, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
@@ -96,8 +95,12 @@ pub fn start(settings: &Settings) -> Result<(), StartError> {
 /// The libraries that carry requests and keys may show them at `debug` and below: header fields, tokens,
 /// handshake secrets. No setting makes them.
 fn harmless(metadata: &Metadata<'_>) -> bool {
-    let library = metadata.target().split("::").next().unwrap_or_default();
-    !CARRIERS.contains(&library) || *metadata.level() <= LevelFilter::INFO
+    is_harmless(metadata.target(), metadata.level())
+}
+
+fn is_harmless(target: &str, level: &Level) -> bool {
+    let library = target.split("::").next().unwrap_or_default();
+    *level <= Level::INFO || !CARRIERS.contains(&library)
 }
 
 const CARRIERS: [&str; 10] = [
@@ -206,4 +209,50 @@ pub enum StartError {
     /// Somebody else has started it.
     #[error("logging has been started before")]
     Twice,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::document::Document;
+
+    #[test]
+    fn gauges_of_all_workers_are_shown_as_one() {
+        let registries = Registries::new().unwrap();
+        for worker in [registries.worker(), registries.worker()] {
+            let open = IntGauge::new("doorward_sessions", "Open sessions.").unwrap();
+            worker.register(Box::new(open.clone())).unwrap();
+            open.set(4);
+        }
+        let text = registries.render();
+        assert!(text.contains("\ndoorward_sessions 8\n"), "{text}");
+        assert_eq!(text.matches("# TYPE doorward_sessions ").count(), 1);
+    }
+
+    #[test]
+    fn settings_have_defaults_and_refuse_what_is_no_level() {
+        let read = |text| Document::new("a.yaml", text).read(|node| Settings::read(&node));
+        assert_eq!(read("{}").unwrap(), Settings::default());
+        let written = read("level: info,doorward::tls=debug\nformat: json").unwrap();
+        assert_eq!(written.level, "info,doorward::tls=debug");
+        assert_eq!(written.format, Format::Json);
+        let told = read("level: info,doorward=loud\nformat: xml").unwrap_err();
+        let told = told.to_string();
+        assert!(told.starts_with("a.yaml:1: level: "), "{told}");
+        assert!(told.contains("\na.yaml:2: format: "), "{told}");
+    }
+
+    #[test]
+    fn no_setting_makes_the_carriers_of_secrets_talk() {
+        for (target, level, expected) in [
+            ("h2::codec::framed_read", Level::DEBUG, false),
+            ("rustls::client::hs", Level::TRACE, false),
+            ("hyper", Level::DEBUG, false),
+            ("h2::server", Level::INFO, true),
+            ("h2o", Level::TRACE, true),
+            ("doorward::tls", Level::TRACE, true),
+        ] {
+            assert_eq!(is_harmless(target, &level), expected, "{target} {level}");
+        }
+    }
 }

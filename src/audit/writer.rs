@@ -332,7 +332,7 @@ impl Shared {
         lanes.iter().map(|lane| lane.length() as u64).sum()
     }
 
-    fn failed(&self, reason: String) {
+    pub(super) fn failed(&self, reason: String) {
         if self.healthy.swap(false, Ordering::Relaxed) {
             tracing::error!(%reason, "cannot write the audit");
         }

@@ -138,3 +138,86 @@ fn histogram(a: &Histogram, b: &Histogram) -> Result<Histogram, Reason> {
     sum.set_sample_sum(a.get_sample_sum() + b.get_sample_sum());
     Ok(sum)
 }
+
+#[cfg(test)]
+mod tests {
+    use prometheus::core::Collector;
+    use prometheus::{
+        CounterVec, Gauge as GaugeOf, Histogram as HistogramOf, HistogramOpts, IntCounter, Opts,
+    };
+
+    use super::*;
+
+    fn shown(families: &[MetricFamily]) -> String {
+        prometheus::TextEncoder::new()
+            .encode_to_string(families)
+            .unwrap()
+    }
+
+    #[test]
+    fn counters_are_summed_for_each_label_set_of_its_own() {
+        let worker = |counts: &[(&str, f64)]| {
+            let counter = CounterVec::new(Opts::new("a_total", "A."), &["outcome"]).unwrap();
+            for (label, count) in counts {
+                counter.with_label_values(&[label]).inc_by(*count);
+            }
+            counter.collect()
+        };
+        let (families, collisions) = sum([
+            worker(&[("completed", 1.0), ("denied", 2.0)]),
+            worker(&[("denied", 40.0)]),
+            worker(&[("aborted", 5.0)]),
+            worker(&[]),
+        ]);
+        assert_eq!(collisions, []);
+        assert_eq!(
+            shown(&families),
+            "# HELP a_total A.\n# TYPE a_total counter\n\
+             a_total{outcome=\"aborted\"} 5\n\
+             a_total{outcome=\"completed\"} 1\n\
+             a_total{outcome=\"denied\"} 42\n"
+        );
+    }
+
+    #[test]
+    fn histograms_are_summed_bucket_by_bucket() {
+        let worker = |values: &[f64]| {
+            let options = HistogramOpts::new("s_seconds", "S.").buckets(vec![0.1, 1.0]);
+            let histogram = HistogramOf::with_opts(options).unwrap();
+            values.iter().for_each(|value| histogram.observe(*value));
+            histogram.collect()
+        };
+        let (families, _) = sum([worker(&[0.0625, 0.5]), worker(&[0.0625, 2.0])]);
+        assert_eq!(
+            shown(&families),
+            "# HELP s_seconds S.\n# TYPE s_seconds histogram\n\
+             s_seconds_bucket{le=\"0.1\"} 2\n\
+             s_seconds_bucket{le=\"1\"} 3\n\
+             s_seconds_bucket{le=\"+Inf\"} 4\n\
+             s_seconds_sum 2.625\ns_seconds_count 4\n"
+        );
+    }
+
+    #[test]
+    fn what_cannot_be_summed_keeps_its_first_value_and_is_told() {
+        let counter = |count| {
+            let counter = IntCounter::new("a", "A.").unwrap();
+            counter.inc_by(count);
+            counter.collect()
+        };
+        let gauge = GaugeOf::new("a", "A.").unwrap();
+        gauge.set(7.0);
+        let (families, collisions) = sum([counter(1), gauge.collect(), counter(2)]);
+        assert_eq!(families[0].get_metric()[0].get_counter().get_value(), 3.0);
+        let told: Vec<_> = collisions.iter().map(ToString::to_string).collect();
+        assert_eq!(told, ["a: registered with two types"]);
+
+        let histogram = |bound| {
+            let options = HistogramOpts::new("h", "H.").buckets(vec![bound]);
+            HistogramOf::with_opts(options).unwrap().collect()
+        };
+        let (_, collisions) = sum([histogram(1.0), histogram(2.0)]);
+        let told: Vec<_> = collisions.iter().map(ToString::to_string).collect();
+        assert_eq!(told, ["h: registered with two sets of buckets"]);
+    }
+}

@@ -1,0 +1,634 @@
+use std::collections::HashSet;
+use std::io::{self, ErrorKind, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::sync::Condvar;
+use std::time::UNIX_EPOCH;
+
+use serde_json::Value;
+
+use super::*;
+use crate::document::Document;
+
+/// A sink that a test can look into, fail and block.
+#[derive(Clone, Default)]
+struct Tape(Arc<(Mutex<State>, Condvar)>);
+
+#[derive(Default)]
+struct State {
+    bytes: Vec<u8>,
+    mood: Mood,
+    writes: usize,
+}
+
+#[derive(Clone, Copy, Default, PartialEq)]
+enum Mood {
+    #[default]
+    Willing,
+    /// Takes so many bytes more, then fails.
+    FullAfter(usize),
+    /// Lets the writer wait.
+    Stuck,
+}
+
+impl Write for Tape {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let (state, changed) = &*self.0;
+        let mut state = lock(state);
+        state.writes += 1;
+        changed.notify_all();
+        while state.mood == Mood::Stuck {
+            state = changed.wait(state).unwrap();
+        }
+        let room = match &mut state.mood {
+            Mood::FullAfter(0) => return Err(ErrorKind::StorageFull.into()),
+            Mood::FullAfter(room) => {
+                let taken = bytes.len().min(*room);
+                *room -= taken;
+                taken
+            }
+            _ => bytes.len(),
+        };
+        state.bytes.extend(&bytes[..room]);
+        Ok(room)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Tape {
+    fn mood(&self, mood: Mood) {
+        lock(&self.0.0).mood = mood;
+        self.0.1.notify_all();
+    }
+
+    fn wait_for_writes(&self, count: usize) {
+        let (state, changed) = &*self.0;
+        let state = lock(state);
+        let (state, _) = changed
+            .wait_timeout_while(state, PATIENCE, |state| state.writes < count)
+            .unwrap();
+        assert!(state.writes >= count);
+    }
+
+    fn lines(&self) -> Vec<Value> {
+        parsed(&lock(&self.0.0).bytes)
+    }
+}
+
+struct Kept {
+    audit: Audit,
+    writer: Writer,
+    tape: Tape,
+}
+
+fn keeping(level: Level, on_failure: OnFailure) -> Kept {
+    let tape = Tape::default();
+    let settings = Settings {
+        level,
+        on_failure,
+        queue: 16,
+        ..Settings::default()
+    };
+    let output = tape.clone();
+    let open = move || Ok(Box::new(output.clone()) as Box<dyn Write + Send>);
+    let (audit, writer) =
+        writer::start_with(&settings, &Registry::new(), "tape", Box::new(open)).unwrap();
+    Kept {
+        audit,
+        writer,
+        tape,
+    }
+}
+
+impl Kept {
+    fn stop(self) -> Vec<Value> {
+        self.writer.stop(PATIENCE).unwrap();
+        self.tape.lines()
+    }
+
+    /// Blocks the writer and fills the queue behind it.
+    fn jam(&self) {
+        self.tape.mood(Mood::Stuck);
+        request(&self.audit, "/first").finish(Outcome::Completed, 0, 0);
+        self.tape.wait_for_writes(1);
+        for _ in 0..16 {
+            request(&self.audit, "/waiting").finish(Outcome::Completed, 0, 0);
+        }
+    }
+}
+
+fn parsed(bytes: &[u8]) -> Vec<Value> {
+    let text = str::from_utf8(bytes).unwrap();
+    assert!(text.is_empty() || text.ends_with('\n'), "{text}");
+    text.lines()
+        .map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}")))
+        .collect()
+}
+
+fn connection() -> Arc<Connection> {
+    Arc::new(Connection {
+        direction: Direction::Inbound,
+        own: Some(SpiffeId::parse("spiffe://example.org/invoices").unwrap()),
+        peer: Some(Arc::new(leaf())),
+        service: "invoices".into(),
+        source: Some("10.0.0.7:4242".parse().unwrap()),
+    })
+}
+
+fn leaf() -> Leaf {
+    Leaf {
+        id: SpiffeId::parse("spiffe://example.org/checkout").unwrap(),
+        not_before: UNIX_EPOCH,
+        not_after: UNIX_EPOCH + Duration::from_secs(3600),
+        serial: "0a1b".into(),
+        issuer: "CN=Example".into(),
+    }
+}
+
+fn asked(path: &str) -> Request<()> {
+    Request::get(path)
+        .header("host", "invoices.svc")
+        .body(())
+        .unwrap()
+}
+
+fn request(audit: &Audit, path: &str) -> Record {
+    let mut record = audit.open(Kind::Request, &connection()).unwrap();
+    record.request(&asked(path));
+    record
+}
+
+fn allowed() -> Verdict {
+    Verdict {
+        allowed: true,
+        ..Verdict::default()
+    }
+}
+
+fn eventually(what: &str, holds: impl Fn() -> bool) {
+    let began = Instant::now();
+    while !holds() {
+        assert!(began.elapsed() < PATIENCE, "never: {what}");
+        std::thread::yield_now();
+    }
+}
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+#[test]
+fn a_line_says_who_did_what_by_which_grant() {
+    let mut record = Facts {
+        id: ExchangeId(0xabc),
+        kind: Kind::Request,
+        connection: connection(),
+        time: UNIX_EPOCH + Duration::from_millis(1_750_000_000_042),
+        peer: None,
+        trace: Some(0x0af7),
+        verdict: Some(Verdict {
+            allowed: true,
+            grant: Some("checkout-reads".into()),
+            owner: Some("payments@example.org".into()),
+            principal_owner: Some("shop@example.org".into()),
+            generation: 7,
+            reason: None,
+            observed: Some(Observed {
+                allowed: false,
+                grant: Some("trial".into()),
+            }),
+        }),
+        status: Some(StatusCode::OK),
+        grpc_status: Some(0),
+    };
+    let ended = |facts: &Facts, target| Ended {
+        facts: facts.clone(),
+        target,
+        outcome: Outcome::Completed,
+        bytes: Some((12, 345)),
+        duration: Duration::from_micros(1234),
+    };
+    let target = Target::of(Asked {
+        method: Method::GET,
+        uri: Uri::from_static("/v1/invoices/7?token=secret"),
+        host: Some(HeaderValue::from_static("invoices.svc")),
+        version: Version::HTTP_2,
+    });
+    let mut written = Vec::new();
+    line::write(&mut written, &ended(&record, Some(target)));
+    assert_eq!(
+        str::from_utf8(&written).unwrap(),
+        concat!(
+            r#"{"time":"2025-06-15T15:06:40.042Z","id":"00000000000000000000000000000abc","#,
+            r#""trace_id":"00000000000000000000000000000af7","direction":"inbound","kind":"request","#,
+            r#""principal":{"id":"spiffe://example.org/checkout","owner":"shop@example.org","#,
+            r#""serial":"0a1b","issuer":"CN=Example","not_after":"1970-01-01T01:00:00.000Z"},"#,
+            r#""own":"spiffe://example.org/invoices","service":"invoices","source":"10.0.0.7:4242","#,
+            r#""context":{"method":"GET","host":"invoices.svc","path":"/v1/invoices/7","#,
+            r#""protocol":"http/2","status":200,"grpc_status":0},"decision":"allow","#,
+            r#""grant":{"id":"checkout-reads","owner":"payments@example.org"},"generation":7,"#,
+            r#""observed":{"decision":"deny","grant":"trial"},"outcome":"completed","#,
+            r#""bytes_in":12,"bytes_out":345,"duration_ms":1.234}"#,
+            "\n"
+        )
+    );
+
+    record.kind = Kind::Connection;
+    record.verdict = None;
+    record.trace = None;
+    record.connection = Arc::new(Connection {
+        direction: Direction::Outbound,
+        peer: None,
+        source: None,
+        ..(*connection()).clone()
+    });
+    record.peer = Some(Arc::new(leaf()));
+    written.clear();
+    line::write(&mut written, &ended(&record, None));
+    assert_eq!(
+        str::from_utf8(&written).unwrap(),
+        concat!(
+            r#"{"time":"2025-06-15T15:06:40.042Z","id":"00000000000000000000000000000abc","#,
+            r#""direction":"outbound","kind":"connection","#,
+            r#""principal":{"id":"spiffe://example.org/invoices"},"#,
+            r#""peer":{"id":"spiffe://example.org/checkout","#,
+            r#""serial":"0a1b","issuer":"CN=Example","not_after":"1970-01-01T01:00:00.000Z"},"#,
+            r#""service":"invoices","decision":"none","outcome":"completed","#,
+            r#""bytes_in":12,"bytes_out":345,"duration_ms":1.234}"#,
+            "\n"
+        )
+    );
+}
+
+#[test]
+fn hostile_strings_stay_inside_their_line_and_their_limits() {
+    let kept = keeping(Level::All, OnFailure::Deny);
+    let hostile = Arc::new(Connection {
+        service: "a\"b\n{\"outcome\":\"completed\"}\u{0}".into(),
+        peer: Some(Arc::new(Leaf {
+            issuer: "CN=x\r\n\\\u{1b}[31m".into(),
+            ..leaf()
+        })),
+        ..(*connection()).clone()
+    });
+    let mut record = kept.audit.open(Kind::Request, &hostile).unwrap();
+    let long = format!("http://user:password@host/{}", "x".repeat(9000));
+    record.request(&asked(&long));
+    record.finish(Outcome::Denied, 0, 0);
+    let mut record = kept.audit.open(Kind::Request, &hostile).unwrap();
+    let mut request = asked("/quote\"s?key=secret");
+    let host = HeaderValue::from_bytes(b"a\"\x80\xffb\t").unwrap();
+    request.headers_mut().insert("host", host);
+    record.request(&request);
+    record.finish(Outcome::Denied, 0, 0);
+    let lines = kept.stop();
+    assert_eq!(lines.len(), 2);
+    assert_eq!(lines[0]["service"], *hostile.service);
+    assert_eq!(lines[0]["principal"]["issuer"], "CN=x\r\n\\\u{1b}[31m");
+    assert_eq!(lines[0]["context"]["host"], "host");
+    let path = lines[0]["context"]["path"].as_str().unwrap();
+    assert_eq!(path.len(), PATH_LIMIT);
+    assert_eq!(lines[1]["context"]["host"], "a\"\u{fffd}\u{fffd}b\t");
+    assert_eq!(lines[1]["context"]["path"], "/quote\"s");
+}
+
+#[test]
+fn records_of_one_worker_keep_their_order() {
+    let kept = keeping(Level::All, OnFailure::Deny);
+    for number in 0..1000 {
+        eventually("room in the queue", || kept.audit.has_room());
+        request(&kept.audit, "/").finish(Outcome::Completed, number, 0);
+    }
+    let numbers: Vec<_> = kept
+        .stop()
+        .iter()
+        .map(|line| line["bytes_in"].as_u64().unwrap())
+        .collect();
+    assert_eq!(numbers, (0..1000).collect::<Vec<_>>());
+}
+
+#[test]
+fn every_record_of_every_worker_is_written_once_under_a_name_of_its_own() {
+    let kept = keeping(Level::All, OnFailure::Deny);
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            let audit = kept.audit.worker();
+            scope.spawn(move || {
+                for _ in 0..500 {
+                    eventually("room in the queue", || audit.has_room());
+                    request(&audit, "/").finish(Outcome::Completed, 0, 0);
+                }
+            });
+        }
+    });
+    let lines = kept.stop();
+    let names: HashSet<_> = lines.iter().map(|line| line["id"].to_string()).collect();
+    assert_eq!((lines.len(), names.len()), (2000, 2000));
+}
+
+#[test]
+fn a_dropped_record_is_written_all_the_same() {
+    let kept = keeping(Level::All, OnFailure::Deny);
+    drop(request(&kept.audit, "/"));
+    let mut record = request(&kept.audit, "/");
+    record.if_dropped(Outcome::ClientGone);
+    drop(record);
+    let lines = kept.stop();
+    assert_eq!(lines[0]["outcome"], "aborted");
+    assert_eq!(lines[0]["bytes_in"], Value::Null);
+    assert_eq!(lines[1]["outcome"], "client_gone");
+    assert_eq!(lines.len(), 2);
+}
+
+#[test]
+fn at_deny_a_full_queue_refuses_but_keeps_what_was_opened_before() {
+    let kept = keeping(Level::All, OnFailure::Deny);
+    let open = request(&kept.audit, "/opened-before");
+    kept.jam();
+    let refused = kept.audit.open(Kind::Request, &connection());
+    assert_eq!(refused.unwrap_err(), Unavailable);
+    assert_eq!(kept.audit.shared.metrics.refused.get(), 1);
+    assert!(kept.audit.worker().has_room(), "another worker has its own");
+    open.finish(Outcome::Completed, 0, 0);
+    assert_eq!(kept.audit.shared.metrics.lost.get(), 0);
+    kept.tape.mood(Mood::Willing);
+    eventually("the queue drains", || kept.audit.has_room());
+    let lines = kept.stop();
+    assert_eq!(lines.len(), 18);
+    assert_eq!(lines[17]["context"]["path"], "/opened-before");
+}
+
+#[test]
+fn at_continue_a_full_queue_loses_records_and_counts_them() {
+    let kept = keeping(Level::All, OnFailure::Continue);
+    kept.jam();
+    request(&kept.audit, "/lost").finish(Outcome::Completed, 0, 0);
+    drop(request(&kept.audit, "/lost"));
+    assert_eq!(kept.audit.shared.metrics.lost.get(), 2);
+    kept.tape.mood(Mood::Willing);
+    assert_eq!(kept.stop().len(), 17);
+}
+
+#[test]
+fn a_full_disk_turns_exchanges_away() {
+    let settings = Settings {
+        sink: Sink::File("/dev/full".into()),
+        ..Settings::default()
+    };
+    let registry = Registry::new();
+    let (audit, writer) = Audit::start(&settings, &registry).unwrap();
+    assert_eq!(audit.healthy(), Ok(()));
+    request(&audit, "/").finish(Outcome::Completed, 0, 0);
+    eventually("the write fails", || audit.healthy().is_err());
+    let reason = audit.healthy().unwrap_err();
+    assert!(reason.contains("No space left"), "{reason}");
+    assert!(audit.open(Kind::Request, &connection()).is_err());
+    let shown = prometheus::TextEncoder::new()
+        .encode_to_string(&registry.gather())
+        .unwrap();
+    for line in [
+        "doorward_audit_healthy 0",
+        "doorward_audit_records_total 0",
+        "doorward_audit_refused_total 1",
+    ] {
+        assert!(shown.contains(line), "{line}: {shown}");
+    }
+    assert!(writer.stop(Duration::ZERO).is_err());
+}
+
+#[test]
+fn when_the_disk_has_room_again_nothing_is_missing_doubled_or_torn() {
+    for on_failure in [OnFailure::Deny, OnFailure::Continue] {
+        let kept = keeping(Level::All, on_failure);
+        let open: Vec<_> = (0..8).map(|_| request(&kept.audit, "/")).collect();
+        kept.tape.mood(Mood::FullAfter(100));
+        for (number, record) in (0..).zip(open) {
+            record.finish(Outcome::Completed, number, 0);
+        }
+        eventually("the write fails", || !kept.audit.shared.is_healthy());
+        assert_eq!(
+            kept.audit.healthy().is_ok(),
+            on_failure == OnFailure::Continue
+        );
+        kept.tape.mood(Mood::Willing);
+        eventually("it recovers", || kept.audit.shared.is_healthy());
+        assert_eq!(kept.audit.healthy(), Ok(()));
+        request(&kept.audit, "/").finish(Outcome::Completed, 8, 0);
+        let metrics = kept.audit.shared.metrics.clone();
+        let numbers: Vec<_> = kept
+            .stop()
+            .iter()
+            .map(|line| line["bytes_in"].as_u64().unwrap())
+            .collect();
+        assert_eq!(numbers, (0..9).collect::<Vec<_>>());
+        assert_eq!((metrics.records.get(), metrics.lost.get()), (9, 0));
+    }
+}
+
+#[test]
+fn at_level_denials_only_what_passed_quietly_leaves_no_record() {
+    let denied = Verdict {
+        reason: Some("no_grant"),
+        ..Verdict::default()
+    };
+    let on_trial = Verdict {
+        observed: Some(Observed {
+            allowed: false,
+            grant: None,
+        }),
+        ..allowed()
+    };
+    let kept = keeping(Level::Denials, OnFailure::Deny);
+    let mut expected = 0;
+    for (kind, verdict, outcome, recorded) in [
+        (Kind::Request, allowed(), Outcome::Completed, false),
+        (Kind::Request, allowed(), Outcome::UpstreamFailed, false),
+        (Kind::Request, allowed(), Outcome::Aborted, false),
+        (Kind::Request, allowed(), Outcome::PermitWithdrawn, true),
+        (Kind::Request, denied, Outcome::Denied, true),
+        (Kind::Request, on_trial, Outcome::Completed, true),
+        (Kind::Connection, allowed(), Outcome::Completed, true),
+    ] {
+        let mut record = kept.audit.open(kind, &connection()).unwrap();
+        record.verdict(verdict);
+        record.finish(outcome, expected, 0);
+        expected += u64::from(recorded);
+    }
+    let numbers: Vec<_> = kept
+        .stop()
+        .iter()
+        .map(|line| line["bytes_in"].as_u64().unwrap())
+        .collect();
+    assert_eq!(numbers, (0..expected).collect::<Vec<_>>());
+}
+
+#[test]
+fn at_level_denials_a_failing_audit_stops_only_what_would_be_recorded() {
+    let kept = keeping(Level::Denials, OnFailure::Deny);
+    kept.audit.shared.failed("disk full".into());
+    assert!(kept.audit.open(Kind::Connection, &connection()).is_err());
+    let record = kept.audit.open(Kind::Request, &connection()).unwrap();
+    record.finish(Outcome::Completed, 0, 0);
+    assert!(kept.stop().is_empty());
+}
+
+#[test]
+fn a_rotated_file_is_left_whole_and_a_new_one_begun() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, old) = (dir.path().join("audit"), dir.path().join("audit.1"));
+    let settings = Settings {
+        sink: Sink::File(path.clone()),
+        ..Settings::default()
+    };
+    let (audit, writer) = Audit::start(&settings, &Registry::new()).unwrap();
+    let mode = std::fs::metadata(&path).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    request(&audit, "/before").finish(Outcome::Completed, 0, 0);
+    eventually("it is written", || audit.shared.metrics.records.get() == 1);
+    std::fs::rename(&path, &old).unwrap();
+    audit.reopen();
+    eventually("the file is opened", || path.exists());
+    request(&audit, "/after").finish(Outcome::Completed, 0, 0);
+    writer.stop(PATIENCE).unwrap();
+    for (file, asked) in [(old, "/before"), (path, "/after")] {
+        let lines = parsed(&std::fs::read(file).unwrap());
+        assert_eq!(lines.len(), 1);
+        assert_eq!(lines[0]["context"]["path"], asked);
+    }
+}
+
+#[test]
+fn a_line_torn_by_a_full_disk_is_whole_in_the_file_opened_after() {
+    let tapes = [Tape::default(), Tape::default()];
+    tapes[0].mood(Mood::FullAfter(10));
+    let mut outputs = tapes.to_vec().into_iter();
+    let open = move || match outputs.next() {
+        Some(tape) => Ok(Box::new(tape) as Box<dyn Write + Send>),
+        None => Err(ErrorKind::NotFound.into()),
+    };
+    let settings = Settings::default();
+    let (audit, writer) =
+        writer::start_with(&settings, &Registry::new(), "tape", Box::new(open)).unwrap();
+    request(&audit, "/torn").finish(Outcome::Completed, 0, 0);
+    eventually("the write fails", || audit.healthy().is_err());
+    audit.reopen();
+    eventually("it recovers", || audit.healthy().is_ok());
+    // There is no third: the second stays in use.
+    audit.reopen();
+    request(&audit, "/next").finish(Outcome::Completed, 0, 0);
+    writer.stop(PATIENCE).unwrap();
+    let paths: Vec<_> = tapes[1]
+        .lines()
+        .iter()
+        .map(|line| line["context"]["path"].clone())
+        .collect();
+    assert_eq!(paths, ["/torn", "/next"]);
+}
+
+#[test]
+fn an_audit_that_cannot_be_had_stops_the_start() {
+    let dir = tempfile::tempdir().unwrap();
+    for path in [dir.path().to_owned(), dir.path().join("no/such/dir")] {
+        let settings = Settings {
+            sink: Sink::File(path.clone()),
+            ..Settings::default()
+        };
+        let error = Audit::start(&settings, &Registry::new()).unwrap_err();
+        assert!(
+            error.to_string().contains(path.to_str().unwrap()),
+            "{error}"
+        );
+    }
+}
+
+#[test]
+fn a_stuck_sink_cannot_hold_up_the_stop() {
+    let kept = keeping(Level::All, OnFailure::Deny);
+    kept.jam();
+    let metrics = kept.audit.shared.metrics.clone();
+    let left = kept.writer.stop(Duration::ZERO);
+    assert_eq!(left, Err(Unwritten { records: 16 }));
+    assert_eq!(metrics.lost.get(), 16);
+    kept.tape.mood(Mood::Willing);
+}
+
+#[test]
+fn nothing_is_opened_after_the_writer_ended() {
+    let Kept { audit, writer, .. } = keeping(Level::All, OnFailure::Deny);
+    writer.stop(PATIENCE).unwrap();
+    assert!(audit.open(Kind::Request, &connection()).is_err());
+}
+
+/// Runs itself in a process of its own, because that one's stdout can be read to its end.
+#[test]
+fn on_stdout_every_line_is_out_when_stop_returns() {
+    const CHILD: &str = "DOORWARD_TEST_AUDIT_CHILD";
+    if std::env::var_os(CHILD).is_some() {
+        let (audit, writer) = Audit::start(&Settings::default(), &Registry::new()).unwrap();
+        for _ in 0..500 {
+            request(&audit, "/on-stdout").finish(Outcome::Completed, 0, 0);
+        }
+        writer.stop(PATIENCE).unwrap();
+        std::process::exit(0);
+    }
+    let name = "audit::tests::on_stdout_every_line_is_out_when_stop_returns";
+    let child = std::process::Command::new(std::env::current_exe().unwrap())
+        .args([name, "--exact", "--nocapture"])
+        .env(CHILD, "1")
+        .output()
+        .unwrap();
+    assert!(child.status.success());
+    let text = String::from_utf8(child.stdout).unwrap();
+    assert_eq!(text.matches("\"path\":\"/on-stdout\"").count(), 500);
+    assert!(text.ends_with("}\n"), "{text}");
+}
+
+#[test]
+fn a_trace_is_taken_only_from_a_well_formed_traceparent() {
+    const ID: &str = "0af7651916cd43dd8448eb211c80319c";
+    for (text, expected) in [
+        (format!("00-{ID}-b7ad6b7169203331-01"), true),
+        (format!("01-{ID}-b7ad6b7169203331-01-more"), true),
+        (format!("00-{ID}-b7ad6b7169203331-01-more"), false),
+        (format!("ff-{ID}-b7ad6b7169203331-01"), false),
+        (format!("00-{}-b7ad6b7169203331-01", "0".repeat(32)), false),
+        (
+            format!("00-{}-b7ad6b7169203331-01", ID.to_uppercase()),
+            false,
+        ),
+        (format!("00-+{}-b7ad6b7169203331-01", &ID[1..]), false),
+        (format!("00-{ID}-b7ad"), false),
+        (String::new(), false),
+    ] {
+        let mut headers = HeaderMap::new();
+        headers.insert("traceparent", text.parse().unwrap());
+        let trace = trace_id(&headers).map(|trace| format!("{trace:032x}"));
+        assert_eq!(trace.as_deref(), expected.then_some(ID), "{text}");
+    }
+}
+
+#[test]
+fn settings_default_to_recording_everything_and_refusing_otherwise() {
+    let read = |text| Document::new("a.yaml", text).read(|node| Settings::read(&node));
+    assert_eq!(read("{}").unwrap(), Settings::default());
+    assert_eq!(
+        read("path: /a/b\nlevel: denials\non_failure: continue\nqueue: 100").unwrap(),
+        Settings {
+            sink: Sink::File("/a/b".into()),
+            level: Level::Denials,
+            on_failure: OnFailure::Continue,
+            queue: 100,
+        }
+    );
+    assert_eq!(
+        read("level: some\nqueue: 0").unwrap_err().to_string(),
+        "a.yaml:1: level: `some` is not known here\n\
+         a.yaml:2: queue: 0 is out of range: from 16 to 1048576"
+    );
+}
+
+#[test]
+fn a_record_is_small_because_every_open_exchange_holds_one() {
+    let size = size_of::<Record>();
+    assert!(size <= 512, "{size}");
+}
