@@ -13,6 +13,7 @@
 
 pub mod cedar;
 pub mod files;
+mod finding;
 pub mod gate;
 pub mod governance;
 mod metrics;
@@ -31,6 +32,7 @@ use crate::document::Node;
 use crate::identity::SpiffeId;
 use crate::live::Live;
 
+pub use self::finding::Finding;
 pub use self::gate::Gate;
 pub use self::governance::Grant;
 pub use self::metrics::Metrics;
@@ -322,3 +324,6 @@ impl Settings {
         Some(labels.into_iter().collect())
     }
 }
+
+#[cfg(test)]
+mod tests;

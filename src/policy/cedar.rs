@@ -1,5 +1,649 @@
 //! Which policies concern this principal at this service, and what do they say?
+//!
+//! Cedar asks every policy it is given. So policies are put under the principal and the resource that
+//! their scope names when they are loaded; what concerns one principal at one service, its [`Slice`], is
+//! picked from there once, and of that only what concerns the action is asked.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, LazyLock, OnceLock, PoisonError, RwLock};
+use std::time::SystemTime;
+
+use cedar_policy::{
+    ActionConstraint, Authorizer, Context, Decision as CedarDecision, Entities, Entity, EntityId,
+    EntityTypeName, EntityUid, Policy, PolicyId, PolicySet, PrincipalConstraint, Request,
+    ResourceConstraint, Response, RestrictedExpression, Schema,
+};
+
+use super::finding::Finding;
+use super::governance::{Grant, Registry, Workload};
+use super::reads::Reads;
+use super::{Act, DenialReason, Place, Subject};
+use crate::identity::SpiffeId;
 
 /// Policies, ready to decide.
 #[derive(Debug)]
-pub struct Engine {}
+pub struct Engine {
+    index: HashMap<(Who, What), Vec<Arc<Rule>>>,
+    registry: Registry,
+    environment: Entity,
+    actions: Entities,
+    slices: RwLock<HashMap<(SpiffeId, Arc<str>), Arc<Slice>>>,
+    policies: usize,
+    warnings: Vec<Finding>,
+}
+
+/// One policy.
+#[derive(Debug)]
+pub(super) struct Rule {
+    /// Its place among all policies: the first that applies is the one that is named.
+    pub(super) order: usize,
+    pub(super) policy: Policy,
+    pub(super) grant: Arc<Grant>,
+    /// Decided and recorded, not enforced.
+    pub(super) dry_run: bool,
+}
+
+/// The principals that a scope can match.
+#[derive(Debug, PartialEq, Eq, Hash)]
+enum Who {
+    Anyone,
+    /// This workload, or who is in this role or trust domain.
+    In(EntityUid),
+}
+
+/// The resources that a scope can match.
+#[derive(Debug, PartialEq, Eq, Hash)]
+enum What {
+    Anything,
+    Is(EntityUid),
+}
+
+impl Engine {
+    /// Puts `rules` in order. Their policies' ids are unique.
+    pub(super) fn new(
+        rules: impl IntoIterator<Item = Rule>,
+        registry: Registry,
+        environment: &BTreeMap<String, String>,
+        warnings: Vec<Finding>,
+    ) -> Self {
+        let mut index: HashMap<_, Vec<_>> = HashMap::new();
+        let mut policies = 0;
+        for rule in rules {
+            policies += 1;
+            if let (Some(who), Some(what)) = (who(&rule.policy), what(&rule.policy)) {
+                index.entry((who, what)).or_default().push(Arc::new(rule));
+            }
+        }
+        Self {
+            index,
+            registry,
+            environment: environment_entity(environment),
+            actions: action_entities(),
+            slices: RwLock::default(),
+            policies,
+            warnings,
+        }
+    }
+
+    /// How many policies it holds.
+    #[must_use]
+    pub fn policies(&self) -> usize {
+        self.policies
+    }
+
+    /// The registered workloads.
+    #[must_use]
+    pub fn registry(&self) -> &Registry {
+        &self.registry
+    }
+
+    /// What loads and may not mean what was meant.
+    pub fn warnings(&self) -> impl Iterator<Item = &Finding> {
+        self.warnings.iter()
+    }
+
+    /// What concerns `id` at `service` at `now`.
+    pub(super) fn slice(&self, id: &SpiffeId, service: &Arc<str>, now: SystemTime) -> Arc<Slice> {
+        let key = (id.clone(), service.clone());
+        let kept = self.slices.read().unwrap_or_else(PoisonError::into_inner);
+        if let Some(slice) = kept.get(&key)
+            && slice.holds_at(now)
+        {
+            return slice.clone();
+        }
+        drop(kept);
+        let slice = Arc::new(self.cut(id, service, now));
+        let mut kept = self.slices.write().unwrap_or_else(PoisonError::into_inner);
+        if kept.len() >= MOST_SLICES {
+            kept.clear();
+        }
+        kept.insert(key, slice.clone());
+        slice
+    }
+
+    fn cut(&self, id: &SpiffeId, service: &Arc<str>, now: SystemTime) -> Slice {
+        let (mut since, mut until) = (SystemTime::UNIX_EPOCH, None);
+        let mut rules = self.candidates(id, service);
+        rules.retain(|rule| match rule.grant.expires {
+            Some(end) if end <= now => {
+                since = since.max(end);
+                false
+            }
+            Some(end) => {
+                until = Some(until.map_or(end, |until: SystemTime| until.min(end)));
+                true
+            }
+            None => true,
+        });
+        Slice {
+            principal: workload_uid(id.as_str()),
+            resource: uid(&SERVICE, service),
+            environment: self.environment.uid(),
+            entities: self.entities(id, &rules),
+            parts: Default::default(),
+            rules,
+            since,
+            until,
+        }
+    }
+
+    /// The policies whose scope can match `id` at `service`, in force or not, in order.
+    pub(super) fn candidates(&self, id: &SpiffeId, service: &str) -> Vec<Arc<Rule>> {
+        let roles = self.registry.get(id).map(|workload| &*workload.roles);
+        let mut who = vec![
+            Who::Anyone,
+            Who::In(workload_uid(id.as_str())),
+            Who::In(uid(&TRUST_DOMAIN, id.trust_domain().as_str())),
+        ];
+        let roles = roles.unwrap_or_default();
+        let roles: std::collections::BTreeSet<_> = roles.iter().collect();
+        who.extend(roles.into_iter().map(|role| Who::In(uid(&ROLE, role))));
+        let mut rules = Vec::new();
+        for who in who {
+            // One key holds both, so `who` moves from lookup to lookup.
+            let mut key = (who, What::Anything);
+            rules.extend(self.index.get(&key).into_iter().flatten().cloned());
+            key.1 = What::Is(uid(&SERVICE, service));
+            rules.extend(self.index.get(&key).into_iter().flatten().cloned());
+        }
+        rules.sort_unstable_by_key(|rule| rule.order);
+        rules
+    }
+
+    /// All the entities that `rules` can reach: the principal's, and those that they name. No attribute
+    /// leads from one workload to another, so there are no others.
+    fn entities(&self, id: &SpiffeId, rules: &[Arc<Rule>]) -> Entities {
+        let mut named = HashMap::new();
+        let mut add = |entity: Entity| named.insert(entity.uid(), entity);
+        add(self.environment.clone());
+        let literals = rules.iter().flat_map(|rule| rule.policy.entity_literals());
+        for literal in literals {
+            if *literal.type_name() == *WORKLOAD
+                && let Ok(id) = SpiffeId::parse(literal.id().unescaped())
+            {
+                add(self.workload(&id));
+            }
+        }
+        add(self.workload(id));
+        self.actions
+            .clone()
+            .add_entities(named.into_values(), None)
+            .expect("the entities have distinct names and only workloads have parents")
+    }
+
+    fn workload(&self, id: &SpiffeId) -> Entity {
+        workload_entity(id, self.registry.get(id))
+    }
+}
+
+/// Slices kept for the next connection of the same principal.
+const MOST_SLICES: usize = 1024;
+
+/// The policies that concern one principal at one service, for as long as none of them ends.
+#[derive(Debug)]
+pub(super) struct Slice {
+    principal: EntityUid,
+    resource: EntityUid,
+    environment: EntityUid,
+    entities: Entities,
+    rules: Vec<Arc<Rule>>,
+    parts: [OnceLock<Part>; Verb::ALL.len()],
+    since: SystemTime,
+    until: Option<SystemTime>,
+}
+
+/// What a slice says of one action.
+#[derive(Debug)]
+pub(super) struct Part {
+    enforced: PolicySet,
+    /// With the policies in dry run, where there are any.
+    rehearsed: Option<PolicySet>,
+    rules: HashMap<PolicyId, Arc<Rule>>,
+    pub(super) reads: Reads,
+}
+
+/// What is decided, and what would be if the policies in dry run were enforced, where there are any.
+#[derive(Debug)]
+pub(super) struct Decision {
+    pub(super) enforced: Verdict,
+    pub(super) rehearsed: Option<Verdict>,
+}
+
+/// The grant that allows it, or why none does.
+pub(super) type Verdict = Result<Arc<Grant>, Refusal>;
+
+/// Why it is not allowed.
+#[derive(Clone, Debug)]
+pub(super) struct Refusal {
+    pub(super) reason: DenialReason,
+    pub(super) grant: Option<Arc<Grant>>,
+    pub(super) detail: Option<Arc<str>>,
+}
+
+impl Slice {
+    /// Whether the same policies are in force at `now` as when it was cut.
+    pub(super) fn holds_at(&self, now: SystemTime) -> bool {
+        self.since <= now && self.until.is_none_or(|until| now < until)
+    }
+
+    /// When the first of its grants ends.
+    pub(super) fn until(&self) -> Option<SystemTime> {
+        self.until
+    }
+
+    /// Whether the clock alone may change an answer.
+    pub(super) fn reads_the_clock(&self) -> bool {
+        Verb::ALL.into_iter().any(|verb| {
+            let reads = &self.part(verb).reads;
+            reads.clock || reads.everything
+        })
+    }
+
+    pub(super) fn part(&self, verb: Verb) -> &Part {
+        self.parts[verb as usize].get_or_init(|| {
+            let rules: Vec<_> = self
+                .rules
+                .iter()
+                .filter(|rule| verb.is_in(&rule.policy.action_constraint()))
+                .collect();
+            let mut reads = Reads::default();
+            for rule in &rules {
+                reads.add(&rule.policy);
+            }
+            let set = |dry_runs: bool| {
+                let rules = rules.iter().filter(|rule| dry_runs || !rule.dry_run);
+                PolicySet::from_policies(rules.map(|rule| rule.policy.clone()))
+                    .expect("ids are unique over all policies, and none is a template")
+            };
+            Part {
+                enforced: set(false),
+                rehearsed: rules.iter().any(|rule| rule.dry_run).then(|| set(true)),
+                rules: rules
+                    .iter()
+                    .map(|rule| (rule.policy.id().clone(), Arc::clone(rule)))
+                    .collect(),
+                reads,
+            }
+        })
+    }
+
+    /// Asks Cedar.
+    pub(super) fn decide(&self, question: &Question<'_>) -> Decision {
+        let verb = Verb::of(question.act);
+        let part = self.part(verb);
+        if part.rules.is_empty() {
+            return Decision {
+                enforced: Err(Refusal::no_grant()),
+                rehearsed: None,
+            };
+        }
+        let request = match self.request(verb, question, &part.reads) {
+            Ok(request) => request,
+            Err(error) => {
+                return Decision {
+                    enforced: Err(Refusal {
+                        reason: DenialReason::Error,
+                        grant: None,
+                        detail: Some(error.to_string().into()),
+                    }),
+                    rehearsed: None,
+                };
+            }
+        };
+        let ask =
+            |policies| part.verdict(&AUTHORIZER.is_authorized(&request, policies, &self.entities));
+        Decision {
+            enforced: ask(&part.enforced),
+            rehearsed: part.rehearsed.as_ref().map(ask),
+        }
+    }
+
+    fn request(
+        &self,
+        verb: Verb,
+        question: &Question<'_>,
+        reads: &Reads,
+    ) -> Result<Request, Box<dyn std::error::Error>> {
+        Ok(Request::new(
+            self.principal.clone(),
+            verb.uid().clone(),
+            self.resource.clone(),
+            question.context(reads, &self.environment)?,
+            None,
+        )?)
+    }
+}
+
+impl Part {
+    fn verdict(&self, response: &Response) -> Verdict {
+        let first = |ids: &mut dyn Iterator<Item = &PolicyId>| {
+            let rules = ids.filter_map(|id| self.rules.get(id));
+            let first = rules.min_by_key(|rule| rule.order);
+            first.map(|rule| rule.grant.clone())
+        };
+        let diagnostics = response.diagnostics();
+        let reason = first(&mut diagnostics.reason());
+        // Cedar skips a policy that fails: a failing `forbid` would fail open.
+        let failed = diagnostics.errors().map(|error| match error {
+            cedar_policy::AuthorizationError::PolicyEvaluationError(error) => error,
+        });
+        let failed = failed.min_by_key(|error| {
+            let rule = self.rules.get(error.policy_id());
+            rule.map_or(usize::MAX, |rule| rule.order)
+        });
+        match (response.decision(), reason, failed) {
+            (CedarDecision::Deny, Some(forbid), _) => Err(Refusal {
+                reason: DenialReason::Forbidden,
+                grant: Some(forbid),
+                detail: None,
+            }),
+            (_, _, Some(error)) => Err(Refusal {
+                reason: DenialReason::Error,
+                grant: first(&mut std::iter::once(error.policy_id())),
+                detail: Some(error.inner().to_string().into()),
+            }),
+            (CedarDecision::Allow, Some(grant), None) => Ok(grant),
+            (CedarDecision::Allow | CedarDecision::Deny, None, None) => Err(Refusal::no_grant()),
+        }
+    }
+}
+
+impl Refusal {
+    fn no_grant() -> Self {
+        Self {
+            reason: DenialReason::NoGrant,
+            grant: None,
+            detail: None,
+        }
+    }
+}
+
+/// Everything that an answer can depend on, the policies aside.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Question<'a> {
+    pub(super) subject: &'a Subject,
+    pub(super) place: &'a Place,
+    pub(super) act: &'a Act<'a>,
+    pub(super) now: SystemTime,
+}
+
+impl Question<'_> {
+    /// The Cedar context, without what the policies do not read: building it costs as much as deciding.
+    fn context(
+        &self,
+        reads: &Reads,
+        environment: &EntityUid,
+    ) -> Result<Context, Box<dyn std::error::Error>> {
+        let all = reads.everything;
+        let mut pairs = Vec::with_capacity(6);
+        if (all || reads.http)
+            && let Act::Http { method, host, path } = self.act
+        {
+            let fields = [
+                ("method", method.as_str()),
+                ("host", *host),
+                ("path", *path),
+            ];
+            pairs.push((
+                "http".to_owned(),
+                record(fields.map(|(name, value)| (name, string(value))))?,
+            ));
+        }
+        if all || reads.source {
+            let ip = RestrictedExpression::new_ip(self.place.source.to_canonical().to_string());
+            pairs.push(("source".to_owned(), record([("ip", ip)])?));
+        }
+        if all || reads.port {
+            pairs.push((
+                "port".to_owned(),
+                RestrictedExpression::new_long(self.place.port.into()),
+            ));
+        }
+        if all || reads.clock {
+            pairs.push(("now".to_owned(), datetime(self.now)?));
+        }
+        if all || reads.peer {
+            let lifetime = format!("{}ms", self.subject.lifetime.as_millis());
+            let fields = [
+                (
+                    "trust_domain",
+                    string(self.subject.id.trust_domain().as_str()),
+                ),
+                ("expires", datetime(self.subject.expires)?),
+                ("lifetime", RestrictedExpression::new_duration(lifetime)),
+            ];
+            pairs.push(("peer".to_owned(), record(fields)?));
+        }
+        if all || reads.environment {
+            pairs.push((
+                "environment".to_owned(),
+                RestrictedExpression::new_entity_uid(environment.clone()),
+            ));
+        }
+        Ok(Context::from_pairs(pairs)?)
+    }
+}
+
+fn record<const N: usize>(
+    fields: [(&str, RestrictedExpression); N],
+) -> Result<RestrictedExpression, Box<dyn std::error::Error>> {
+    let fields = fields.map(|(name, value)| (name.to_owned(), value));
+    Ok(RestrictedExpression::new_record(fields)?)
+}
+
+fn string(text: &str) -> RestrictedExpression {
+    RestrictedExpression::new_string(text.to_owned())
+}
+
+fn datetime(time: SystemTime) -> Result<RestrictedExpression, jiff::Error> {
+    let time = jiff::Timestamp::try_from(time)?;
+    Ok(RestrictedExpression::new_datetime(
+        time.strftime("%Y-%m-%dT%H:%M:%S.%3fZ").to_string(),
+    ))
+}
+
+/// The Cedar actions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Verb {
+    Get,
+    Head,
+    Options,
+    Trace,
+    Post,
+    Put,
+    Patch,
+    Delete,
+    HttpConnect,
+    Other,
+    TcpConnect,
+}
+
+impl Verb {
+    const ALL: [Self; 11] = [
+        Self::Get,
+        Self::Head,
+        Self::Options,
+        Self::Trace,
+        Self::Post,
+        Self::Put,
+        Self::Patch,
+        Self::Delete,
+        Self::HttpConnect,
+        Self::Other,
+        Self::TcpConnect,
+    ];
+
+    pub(super) fn of(act: &Act<'_>) -> Self {
+        match act {
+            Act::Connect => Self::TcpConnect,
+            Act::Http { method, .. } => match **method {
+                http::Method::GET => Self::Get,
+                http::Method::HEAD => Self::Head,
+                http::Method::OPTIONS => Self::Options,
+                http::Method::TRACE => Self::Trace,
+                http::Method::POST => Self::Post,
+                http::Method::PUT => Self::Put,
+                http::Method::PATCH => Self::Patch,
+                http::Method::DELETE => Self::Delete,
+                http::Method::CONNECT => Self::HttpConnect,
+                _ => Self::Other,
+            },
+        }
+    }
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Get => "GET",
+            Self::Head => "HEAD",
+            Self::Options => "OPTIONS",
+            Self::Trace => "TRACE",
+            Self::Post => "POST",
+            Self::Put => "PUT",
+            Self::Patch => "PATCH",
+            Self::Delete => "DELETE",
+            Self::HttpConnect => "CONNECT",
+            Self::Other => "other",
+            Self::TcpConnect => "connect",
+        }
+    }
+
+    const fn group(self) -> Option<&'static str> {
+        match self {
+            Self::Get | Self::Head | Self::Options | Self::Trace => Some("read"),
+            Self::Post
+            | Self::Put
+            | Self::Patch
+            | Self::Delete
+            | Self::HttpConnect
+            | Self::Other => Some("write"),
+            Self::TcpConnect => None,
+        }
+    }
+
+    fn uid(self) -> &'static EntityUid {
+        static UIDS: LazyLock<[EntityUid; Verb::ALL.len()]> =
+            LazyLock::new(|| Verb::ALL.map(|verb| uid(&ACTION, verb.name())));
+        &UIDS[self as usize]
+    }
+
+    /// Whether a scope with this action matches.
+    pub(super) fn is_in(self, scope: &ActionConstraint) -> bool {
+        match scope {
+            ActionConstraint::Any => true,
+            ActionConstraint::Eq(action) => action == self.uid(),
+            ActionConstraint::In(actions) => actions.iter().any(|action| {
+                action == self.uid()
+                    || (*action.type_name() == *ACTION
+                        && Some(action.id().unescaped()) == self.group())
+            }),
+        }
+    }
+}
+
+/// Where a policy is put; none if its scope can match no workload.
+fn who(policy: &Policy) -> Option<Who> {
+    match policy.principal_constraint() {
+        PrincipalConstraint::Any => Some(Who::Anyone),
+        PrincipalConstraint::In(uid) => Some(Who::In(uid)),
+        PrincipalConstraint::Eq(uid) => (*uid.type_name() == *WORKLOAD).then_some(Who::In(uid)),
+        PrincipalConstraint::Is(kind) => (kind == *WORKLOAD).then_some(Who::Anyone),
+        PrincipalConstraint::IsIn(kind, uid) => (kind == *WORKLOAD).then_some(Who::In(uid)),
+    }
+}
+
+/// Where a policy is put; none if its scope can match no service. Services are in nothing else.
+fn what(policy: &Policy) -> Option<What> {
+    match policy.resource_constraint() {
+        ResourceConstraint::Any => Some(What::Anything),
+        ResourceConstraint::In(uid) | ResourceConstraint::Eq(uid) => Some(What::Is(uid)),
+        ResourceConstraint::Is(kind) => (kind == *SERVICE).then_some(What::Anything),
+        ResourceConstraint::IsIn(kind, uid) => (kind == *SERVICE).then_some(What::Is(uid)),
+    }
+}
+
+/// The shipped schema.
+pub(super) static SCHEMA: LazyLock<Schema> = LazyLock::new(|| {
+    let (schema, _) = Schema::from_cedarschema_str(include_str!("schema.cedarschema"))
+        .expect("the shipped schema is read by a test");
+    schema
+});
+
+static AUTHORIZER: LazyLock<Authorizer> = LazyLock::new(Authorizer::new);
+
+pub(super) static WORKLOAD: LazyLock<EntityTypeName> = LazyLock::new(|| type_name("Workload"));
+pub(super) static ROLE: LazyLock<EntityTypeName> = LazyLock::new(|| type_name("Role"));
+pub(super) static TRUST_DOMAIN: LazyLock<EntityTypeName> =
+    LazyLock::new(|| type_name("TrustDomain"));
+static SERVICE: LazyLock<EntityTypeName> = LazyLock::new(|| type_name("Service"));
+static ENVIRONMENT: LazyLock<EntityTypeName> = LazyLock::new(|| type_name("Environment"));
+static KIND: LazyLock<EntityTypeName> = LazyLock::new(|| type_name("Kind"));
+static ACTION: LazyLock<EntityTypeName> = LazyLock::new(|| type_name("Action"));
+
+fn type_name(name: &str) -> EntityTypeName {
+    name.parse().expect("a plain word is a type's name")
+}
+
+fn uid(kind: &EntityTypeName, id: &str) -> EntityUid {
+    EntityUid::from_type_name_and_id(kind.clone(), EntityId::new(id))
+}
+
+fn workload_uid(id: &str) -> EntityUid {
+    uid(&WORKLOAD, id)
+}
+
+fn workload_entity(id: &SpiffeId, registered: Option<&Workload>) -> Entity {
+    let mut parents = vec![uid(&TRUST_DOMAIN, id.trust_domain().as_str())];
+    let (mut attributes, mut tags) = (Vec::new(), Vec::new());
+    if let Some(workload) = registered {
+        parents.extend(workload.roles.iter().map(|role| uid(&ROLE, role)));
+        attributes.extend([
+            ("owner".to_owned(), string(&workload.owner)),
+            ("purpose".to_owned(), string(&workload.purpose)),
+            (
+                "kind".to_owned(),
+                RestrictedExpression::new_entity_uid(uid(&KIND, workload.kind.label())),
+            ),
+        ]);
+        if let Some(person) = &workload.accountable {
+            attributes.push(("accountable".to_owned(), string(person)));
+        }
+        let labels = workload.labels.iter();
+        tags.extend(labels.map(|(name, value)| (name.clone(), string(value))));
+    }
+    Entity::new_with_tags(workload_uid(id.as_str()), attributes, parents, tags)
+        .expect("texts and names evaluate to themselves")
+}
+
+fn environment_entity(labels: &BTreeMap<String, String>) -> Entity {
+    let tags = labels
+        .iter()
+        .map(|(name, value)| (name.clone(), string(value)));
+    Entity::new_with_tags(uid(&ENVIRONMENT, "this"), [], [], tags)
+        .expect("texts evaluate to themselves")
+}
+
+fn action_entities() -> Entities {
+    SCHEMA
+        .action_entities()
+        .expect("the shipped schema is read by a test")
+}

@@ -1,44 +1,507 @@
 //! The policy directory: read, checked, watched.
+//!
+//! `*.cedar` and `workloads.yaml`, all of it or nothing: a directory with one mistake changes nothing.
 
-use super::{Settings, cedar};
-use crate::live;
+use std::collections::HashMap;
+use std::fmt;
+use std::hash::{BuildHasher, RandomState};
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use cedar_policy::{
+    EntityUid, Policy, PolicyId, PolicySet, PrincipalConstraint, ValidationMode, Validator,
+};
+use miette::{Diagnostic, Severity};
+use notify::{RecommendedWatcher, RecursiveMode, Watcher};
+use tokio::sync::mpsc;
+
+use super::Settings;
+use super::cedar::{self, Engine, Rule, SCHEMA};
+use super::finding::{Finding, Text};
+use super::governance::{self, Registry};
+use crate::document::{Document, Mistakes};
+use crate::identity::{SpiffeId, TrustDomain};
+use crate::live::{Change, Source};
+
+/// The file that registers workloads.
+pub const WORKLOADS: &str = "workloads.yaml";
 
 /// Reads and checks the policy directory.
 ///
 /// # Errors
-/// Every mistake found.
-pub fn load(_settings: &Settings) -> Result<cedar::Engine, LoadError> {
-    todo!()
+/// Every mistake found in it, and the warnings beside them.
+pub fn load(settings: &Settings) -> Result<Engine, LoadError> {
+    let files = Files::read(&settings.dir).map_err(LoadError::unread)?;
+    check(&files, settings)
 }
 
-/// Why a policy directory does not load.
-#[derive(Debug, thiserror::Error)]
-#[error("the policy does not load")]
-pub struct LoadError {}
+/// Checks policies that do not stand in a directory, each with the name that messages call it.
+///
+/// # Errors
+/// As [`load`].
+pub fn check_texts<'a>(
+    texts: impl IntoIterator<Item = (&'a str, &'a str)>,
+    settings: &Settings,
+) -> Result<Engine, LoadError> {
+    let mut files = Files::default();
+    for (name, text) in texts {
+        files.add(name, text.to_owned());
+    }
+    check(&files, settings)
+}
+
+/// Why a policy directory does not load: every mistake in it.
+#[derive(Debug, Default)]
+pub struct LoadError {
+    mistakes: Vec<Finding>,
+    workloads: Option<Mistakes>,
+    warnings: Vec<Finding>,
+}
 
 impl LoadError {
-    /// Every mistake.
-    pub fn diagnostics(&self) -> impl Iterator<Item = &(dyn miette::Diagnostic + Send + Sync)> {
-        std::iter::empty()
+    /// Every mistake, each with its source quoted.
+    pub fn diagnostics(&self) -> impl Iterator<Item = &(dyn Diagnostic + Send + Sync)> {
+        let mistakes = self.mistakes.iter().map(|finding| finding as _);
+        mistakes.chain(self.workloads.iter().flat_map(Mistakes::diagnostics))
+    }
+
+    /// What would load and may not mean what was meant.
+    pub fn warnings(&self) -> impl Iterator<Item = &Finding> {
+        self.warnings.iter()
+    }
+
+    fn unread(error: Unread) -> Self {
+        Self {
+            mistakes: vec![Finding::mistake(format!(
+                "cannot read {}: {}",
+                error.path, error.error
+            ))],
+            ..Self::default()
+        }
     }
 }
 
-/// A policy directory as a source of engines.
+impl fmt::Display for LoadError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (number, mistake) in self.diagnostics().enumerate() {
+            if number > 0 {
+                f.write_str("\n")?;
+            }
+            write!(f, "{mistake}")?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for LoadError {}
+
+/// The files of a policy directory, as read at one time.
+#[derive(Debug, Default)]
+struct Files {
+    policies: Vec<Text>,
+    workloads: Option<Text>,
+}
+
 #[derive(Debug)]
-pub struct Watched {}
+struct Unread {
+    path: String,
+    error: io::Error,
+}
+
+impl Files {
+    fn read(dir: &Path) -> Result<Self, Unread> {
+        let unread = |path: &Path| {
+            let path = path.display().to_string();
+            move |error| Unread { path, error }
+        };
+        let mut names = Vec::new();
+        for entry in std::fs::read_dir(dir).map_err(unread(dir))? {
+            let name = entry.map_err(unread(dir))?.file_name();
+            // Kubernetes keeps the files in hidden directories and links to them.
+            if let Some(name) = name.to_str()
+                && !name.starts_with('.')
+                && (name == WORKLOADS || Path::new(name).extension().is_some_and(|e| e == "cedar"))
+            {
+                names.push(name.to_owned());
+            }
+        }
+        names.sort_unstable();
+        let mut files = Self::default();
+        for name in names {
+            let path = dir.join(&name);
+            files.add(
+                &name,
+                std::fs::read_to_string(&path).map_err(unread(&path))?,
+            );
+        }
+        Ok(files)
+    }
+
+    fn add(&mut self, name: &str, text: String) {
+        let file = Text {
+            name: name.into(),
+            text: text.into(),
+        };
+        if name == WORKLOADS {
+            self.workloads = Some(file);
+        } else {
+            self.policies.push(file);
+        }
+    }
+
+    fn digest(&self, hasher: &RandomState) -> u64 {
+        let files = self.policies.iter().chain(&self.workloads);
+        let files: Vec<_> = files.map(|file| (&file.name, &file.text)).collect();
+        hasher.hash_one(files)
+    }
+}
+
+/// One policy as parsed, with its place in its file.
+struct Parsed<'a> {
+    policy: Policy,
+    text: &'a Text,
+    number: usize,
+}
+
+fn check(files: &Files, settings: &Settings) -> Result<Engine, LoadError> {
+    let (mut mistakes, mut warnings) = (Vec::new(), Vec::new());
+    let mut unreadable = None;
+    let registry = files.workloads.as_ref().map(|text| {
+        let document = Document::new(&*text.name, &*text.text);
+        document.read(Registry::read).unwrap_or_else(|mistakes| {
+            unreadable = Some(mistakes);
+            Registry::default()
+        })
+    });
+    let parsed: Vec<Parsed<'_>> = files
+        .policies
+        .iter()
+        .flat_map(|text| parse(text, &mut mistakes))
+        .collect();
+    if files.policies.is_empty() {
+        warnings.push(
+            Finding::warning("there is no policy here: everything is denied")
+                .help("write grants into files whose names end in `.cedar`"),
+        );
+    }
+    let rules = govern(&parsed, settings, &mut mistakes, &mut warnings);
+    validate(&rules, &mut mistakes, &mut warnings);
+    if unreadable.is_none() {
+        let known = registry.as_ref().unwrap_or(&EMPTY);
+        for (_, parsed) in &rules {
+            check_principal(parsed, known, &mut mistakes, &mut warnings);
+        }
+        warnings.extend(files.workloads.iter().flat_map(|text| places(text, known)));
+    }
+    mistakes.sort_by(|a, b| a.place().cmp(&b.place()));
+    warnings.sort_by(|a, b| a.place().cmp(&b.place()));
+    if !mistakes.is_empty() || unreadable.is_some() {
+        return Err(LoadError {
+            mistakes,
+            workloads: unreadable,
+            warnings,
+        });
+    }
+    Ok(Engine::new(
+        rules.into_iter().map(|(rule, _)| rule),
+        registry.unwrap_or_default(),
+        &settings.environment,
+        warnings,
+    ))
+}
+
+fn parse<'a>(text: &'a Text, mistakes: &mut Vec<Finding>) -> Vec<Parsed<'a>> {
+    let set: PolicySet = match text.text.parse() {
+        Ok(set) => set,
+        Err(errors) => {
+            let errors: cedar_policy::ParseErrors = errors;
+            let found = errors.iter();
+            mistakes.extend(found.map(|error| Finding::of_cedar(error, Severity::Error, text)));
+            return Vec::new();
+        }
+    };
+    for template in set.templates() {
+        let at = template.as_ref().loc();
+        let at = at.map_or(0..0, |loc| loc.start()..loc.end());
+        mistakes.push(
+            Finding::mistake("a template grants nothing by itself")
+                .at(text, at, "has a slot")
+                .help("name a workload, a role or a service in place of the slot that begins with `?`"),
+        );
+    }
+    let mut policies: Vec<Policy> = set.policies().cloned().collect();
+    policies.sort_by_key(|policy| governance::first_line(policy, text).start);
+    let policies = policies.into_iter().enumerate();
+    let parsed = policies.map(|(index, policy)| Parsed {
+        policy,
+        text,
+        number: index + 1,
+    });
+    parsed.collect()
+}
+
+/// Reads what each policy says about itself and gives it its id. Those with a mistake get one too, so
+/// that the rest of them is checked in the same run.
+fn govern<'a>(
+    parsed: &'a [Parsed<'a>],
+    settings: &Settings,
+    mistakes: &mut Vec<Finding>,
+    warnings: &mut Vec<Finding>,
+) -> Vec<(Rule, &'a Parsed<'a>)> {
+    let mut taken: HashMap<Arc<str>, &Parsed<'_>> = HashMap::with_capacity(parsed.len());
+    let mut rules = Vec::with_capacity(parsed.len());
+    for (order, one) in parsed.iter().enumerate() {
+        let governed = governance::govern(
+            &one.policy,
+            one.text,
+            one.number,
+            settings.governance,
+            mistakes,
+            warnings,
+        );
+        let id = &governed.grant.id;
+        if let Some(other) = taken.get(id) {
+            let line = other
+                .text
+                .line(governance::first_line(&other.policy, other.text).start);
+            let at = governance::annotation(&one.policy, "id")
+                .unwrap_or_else(|| governance::first_line(&one.policy, one.text));
+            mistakes.push(
+                Finding::mistake(format!("the id `{id}` is taken"))
+                    .at(one.text, at, "the same id")
+                    .help(format!("the other one is at {}:{line}", other.text.name)),
+            );
+            continue;
+        }
+        taken.insert(id.clone(), one);
+        let rule = Rule {
+            order,
+            policy: one.policy.new_id(PolicyId::new(id)),
+            grant: Arc::new(governed.grant),
+            dry_run: governed.dry_run,
+        };
+        rules.push((rule, one));
+    }
+    rules
+}
+
+/// Checks all policies against the schema at once: the validator's own preparation is paid once.
+fn validate(
+    rules: &[(Rule, &Parsed<'_>)],
+    mistakes: &mut Vec<Finding>,
+    warnings: &mut Vec<Finding>,
+) {
+    let policies = rules.iter().map(|(rule, _)| rule.policy.clone());
+    let set = match PolicySet::from_policies(policies) {
+        Ok(set) => set,
+        Err(error) => return mistakes.push(Finding::mistake(error.to_string())),
+    };
+    let result = Validator::new(SCHEMA.clone()).validate(&set, ValidationMode::Strict);
+    if result.validation_passed_without_warnings() {
+        return;
+    }
+    let texts: HashMap<&PolicyId, &Text> = rules
+        .iter()
+        .map(|(rule, parsed)| (rule.policy.id(), parsed.text))
+        .collect();
+    let push = |list: &mut Vec<Finding>, found: &dyn Diagnostic, id, severity| {
+        list.extend(
+            texts
+                .get(id)
+                .map(|text| Finding::of_cedar(found, severity, text)),
+        );
+    };
+    for error in result.validation_errors() {
+        push(mistakes, error, error.policy_id(), Severity::Error);
+    }
+    for warning in result.validation_warnings() {
+        push(warnings, warning, warning.policy_id(), Severity::Warning);
+    }
+}
+
+/// Checks the principal that a scope names: a name that nobody bears grants nothing, which is told, and
+/// forbids nothing, which would not be noticed.
+fn check_principal(
+    parsed: &Parsed<'_>,
+    registry: &Registry,
+    mistakes: &mut Vec<Finding>,
+    warnings: &mut Vec<Finding>,
+) {
+    let (PrincipalConstraint::Eq(uid)
+    | PrincipalConstraint::In(uid)
+    | PrincipalConstraint::IsIn(_, uid)) = parsed.policy.principal_constraint()
+    else {
+        return;
+    };
+    let name = uid.id().unescaped();
+    let at = || governance::quoted(&parsed.policy, parsed.text, name);
+    let mistake = |error: crate::identity::IdError| {
+        Finding::mistake(format!("`{name}` names nobody: {error}")).at(parsed.text, at(), "")
+    };
+    let warning = |message: String| Finding::warning(message).at(parsed.text, at(), "");
+    if is(&uid, &cedar::WORKLOAD) {
+        match SpiffeId::parse(name) {
+            Err(error) => mistakes.push(
+                mistake(error)
+                    .help("write for example Workload::\"spiffe://example.org/checkout\""),
+            ),
+            Ok(id) => {
+                if let Some(place) = governance::location(name) {
+                    warnings.push(warning(location_message(place)).help(LOCATION_HELP));
+                }
+                if !registry.is_empty() && registry.get(&id).is_none() {
+                    warnings.push(
+                        warning(format!("{name} is not registered"))
+                            .help(format!("add it to {WORKLOADS}, or correct the name")),
+                    );
+                }
+            }
+        }
+    } else if is(&uid, &cedar::TRUST_DOMAIN) {
+        if let Err(error) = TrustDomain::parse(name) {
+            mistakes.push(mistake(error).help("write for example TrustDomain::\"example.org\""));
+        }
+    } else if is(&uid, &cedar::ROLE) && !registry.has_role(name) {
+        warnings.push(
+            warning(format!("no registered workload has the role `{name}`"))
+                .help(format!("roles are given in {WORKLOADS}")),
+        );
+    }
+}
+
+fn is(uid: &EntityUid, kind: &cedar_policy::EntityTypeName) -> bool {
+    uid.type_name() == kind
+}
+
+/// Warnings about registered workloads that are named for a place.
+fn places<'a>(text: &'a Text, registry: &'a Registry) -> impl Iterator<Item = Finding> + 'a {
+    registry.iter().filter_map(|workload| {
+        let id = workload.id.as_str();
+        let place = governance::location(id)?;
+        let start = text.text.find(id).unwrap_or_default();
+        let finding = Finding::warning(location_message(place));
+        Some(
+            finding
+                .at(text, start..start + id.len(), "")
+                .help(LOCATION_HELP),
+        )
+    })
+}
+
+fn location_message(place: &str) -> String {
+    format!("`{place}` looks like a place: this name changes when the workload moves")
+}
+
+const LOCATION_HELP: &str = "name the workload for what it is, and ask for places with `context.source` \
+                             or `context.environment`";
+
+static EMPTY: std::sync::LazyLock<Registry> = std::sync::LazyLock::new(Registry::default);
+
+/// A policy directory as a source of engines. What is not complete and sound changes nothing.
+#[derive(Debug)]
+pub struct Watched {
+    settings: Arc<Settings>,
+    hasher: RandomState,
+    /// The content that was looked at last; none if it could not be read.
+    seen: Option<u64>,
+    /// The content that was yielded last.
+    yielded: Option<u64>,
+    watcher: Option<RecommendedWatcher>,
+    bell: (mpsc::Sender<()>, mpsc::Receiver<()>),
+}
+
+/// How often the directory is read even if nothing was heard of it: not every file system tells.
+const SAFETY_NET: Duration = Duration::from_secs(30);
+
+/// Changes are waited out until nothing came for this long, so that several files change together.
+const QUIET: Duration = Duration::from_millis(100);
+
+/// The longest that changes are waited out.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 impl Watched {
-    /// Watches the directory in `settings`.
+    /// Watches the directory in `settings`. Its first value is what stands there now.
     #[must_use]
-    pub fn new(_settings: Settings) -> Self {
-        Self {}
+    pub fn new(settings: Settings) -> Self {
+        Self {
+            settings: Arc::new(settings),
+            hasher: RandomState::new(),
+            seen: None,
+            yielded: None,
+            watcher: None,
+            bell: mpsc::channel(1),
+        }
+    }
+
+    /// Watches the directory itself: Kubernetes replaces what stands in it by moving a link. A directory
+    /// may have been replaced by another of the same name, so this begins anew each time.
+    fn watch(&mut self) {
+        let bell = self.bell.0.clone();
+        let heard = move |event: notify::Result<notify::Event>| {
+            // Our own reading is heard too.
+            if !event.is_ok_and(|event| event.kind.is_access()) {
+                // A full channel means that the bell rings already.
+                let _ = bell.try_send(());
+            }
+        };
+        self.watcher = notify::recommended_watcher(heard)
+            .ok()
+            .and_then(|mut watcher| {
+                let watching = watcher.watch(&self.settings.dir, RecursiveMode::NonRecursive);
+                watching.is_ok().then_some(watcher)
+            });
+    }
+
+    async fn changed(&mut self) {
+        let bell = &mut self.bell.1;
+        if tokio::time::timeout(SAFETY_NET, bell.recv()).await.is_err() {
+            self.watch();
+            return;
+        }
+        let settled = async { while tokio::time::timeout(QUIET, bell.recv()).await.is_ok() {} };
+        let _ = tokio::time::timeout(PATIENCE, settled).await;
     }
 }
 
-impl live::Source for Watched {
-    type Item = cedar::Engine;
+impl Source for Watched {
+    type Item = Engine;
     type Error = LoadError;
-    async fn next(&mut self) -> Result<live::Change<cedar::Engine>, LoadError> {
-        std::future::pending().await
+
+    async fn next(&mut self) -> Result<Change<Engine>, LoadError> {
+        loop {
+            if self.seen.is_some() {
+                self.changed().await;
+            } else {
+                self.watch();
+            }
+            let settings = self.settings.clone();
+            let read = apart(move || Files::read(&settings.dir).map_err(LoadError::unread)).await;
+            let files = read.inspect_err(|_| self.seen = None)?;
+            let digest = Some(files.digest(&self.hasher));
+            let news = digest != self.seen && digest != self.yielded;
+            self.seen = digest;
+            if news {
+                let settings = self.settings.clone();
+                let engine = apart(move || check(&files, &settings)).await?;
+                self.yielded = digest;
+                return Ok(Change::Replace(engine));
+            }
+        }
+    }
+}
+
+/// Does `work` on a thread of its own: ten thousand policies take a second, and the control thread has
+/// other things to do.
+async fn apart<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, LoadError> + Send + 'static,
+) -> Result<T, LoadError> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(error) => Err(LoadError {
+            mistakes: vec![Finding::mistake(format!("the check was cut off: {error}"))],
+            ..LoadError::default()
+        }),
     }
 }

@@ -1,33 +1,269 @@
 //! What is decided on this connection, from memory where that is exact?
 
-use std::sync::Arc;
-use std::time::SystemTime;
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
 
-use super::{Act, Denial, Metrics, Permit, Place, Policy, Subject};
+use prometheus::IntCounter;
 
-/// One connection's view of the policy: the slice for its peer, and a cache of decisions. It renews
-/// itself when the policy changed or a grant in its slice ended.
-#[derive(Debug)]
+use super::cedar::{Decision, Engine, Question, Refusal, Slice, Verb};
+use super::metrics::PeerMetrics;
+use super::{Act, Denial, DenialReason, Metrics, Mode, Permit, Place, Policy, Subject};
+use crate::live::Snapshot;
+
+/// One connection's view of the policy: the slice for its peer, and a memory of decisions. It renews
+/// itself when the policy changed or a grant in its slice ended, so it may live as long as the
+/// connection does. One that was never asked holds next to nothing.
 pub struct Gate {
-    _policy: Arc<Policy>,
+    policy: Arc<Policy>,
+    subject: Subject,
+    place: Place,
+    metrics: PeerMetrics,
+    pub(super) view: Mutex<Option<Box<View>>>,
 }
 
+/// What one generation of the policy says about one peer.
+pub(super) struct View {
+    generation: u64,
+    /// None: the registration of the peer does not accept its certificate.
+    slice: Option<Arc<Slice>>,
+    pub(super) remembered: HashMap<Box<[u8]>, Answer>,
+    /// Where the next key is written, kept to spare the allocation.
+    pub(super) key: Vec<u8>,
+}
+
+/// One decision with the counters that it moves.
+struct Answer {
+    verdict: Result<Arc<super::Grant>, Denial>,
+    would_deny: Option<Arc<Denial>>,
+    counter: IntCounter,
+    rehearsed: Option<IntCounter>,
+}
+
+/// Decisions remembered for one connection; then it begins anew.
+pub(super) const MOST_REMEMBERED: usize = 256;
+
+/// The longest key that is remembered, in bytes: a peer chooses how long its paths are.
+const LONGEST_KEY: usize = 256;
+
+/// How soon to ask again where the clock itself is asked.
+const CLOCK_STEP: Duration = Duration::from_secs(1);
+
 impl Gate {
-    pub(super) fn new(policy: Arc<Policy>, _: Subject, _: Place, _: &Metrics) -> Self {
-        Self { _policy: policy }
+    pub(super) fn new(
+        policy: Arc<Policy>,
+        subject: Subject,
+        place: Place,
+        metrics: &Metrics,
+    ) -> Self {
+        Self {
+            metrics: metrics.of(&subject, &place),
+            policy,
+            subject,
+            place,
+            view: Mutex::new(None),
+        }
     }
 
-    /// Decides.
+    /// Decides whether the peer may do this at `now`, and counts it.
     ///
     /// # Errors
-    /// The denial.
-    pub fn authorize(&self, _act: &Act<'_>, _now: SystemTime) -> Result<Permit, Denial> {
-        todo!()
+    /// The denial, unless nothing is enforced ([`Mode::Observe`]).
+    pub fn authorize(&self, act: &Act<'_>, now: SystemTime) -> Result<Permit, Denial> {
+        let engine = self.policy.engine.peek();
+        let Some(engine) = &*engine else {
+            let refusal = Refusal {
+                reason: DenialReason::NoPolicy,
+                grant: None,
+                detail: None,
+            };
+            return self.answer(Err(refusal), None, 0).give(0);
+        };
+        let mut view = self.view.lock().unwrap_or_else(PoisonError::into_inner);
+        let view = self.renew(&mut view, engine, now);
+        let generation = view.generation;
+        let Some(slice) = &view.slice else {
+            let refusal = Refusal {
+                reason: DenialReason::LifetimeTooLong,
+                grant: None,
+                detail: None,
+            };
+            return self.answer(Err(refusal), None, generation).give(generation);
+        };
+        let question = Question {
+            subject: &self.subject,
+            place: &self.place,
+            act,
+            now,
+        };
+        let verb = Verb::of(act);
+        let reads = &slice.part(verb).reads;
+        if !reads.may_be_remembered() {
+            return self.decide(slice, &question, generation).give(generation);
+        }
+        view.key.clear();
+        view.key.push(verb as u8);
+        if let Act::Http { method, host, path } = act {
+            let method = (verb == Verb::Other).then(|| method.as_str());
+            reads.key(&mut view.key, method, host, path);
+        }
+        if let Some(answer) = view.remembered.get(&*view.key) {
+            return answer.give(generation);
+        }
+        let answer = self.decide(slice, &question, generation);
+        let given = answer.give(generation);
+        if view.key.len() <= LONGEST_KEY {
+            if view.remembered.len() >= MOST_REMEMBERED {
+                view.remembered.clear();
+            }
+            view.remembered.insert(view.key.as_slice().into(), answer);
+        } else {
+            view.key = Vec::new();
+        }
+        given
     }
 
-    /// When, at the latest, an answer may change by time alone; `None`: never.
+    /// When, at the latest, an answer may change by time alone: a grant of the slice ends, or a policy
+    /// reads the clock. `None`: never.
     #[must_use]
-    pub fn reconsider_at(&self, _now: SystemTime) -> Option<SystemTime> {
-        todo!()
+    pub fn reconsider_at(&self, now: SystemTime) -> Option<SystemTime> {
+        let engine = self.policy.engine.peek();
+        let mut view = self.view.lock().unwrap_or_else(PoisonError::into_inner);
+        let slice = self
+            .renew(&mut view, engine.as_ref()?, now)
+            .slice
+            .as_ref()?;
+        let soon = slice.reads_the_clock().then(|| now + CLOCK_STEP);
+        soon.into_iter().chain(slice.until()).min()
+    }
+
+    /// The view of `engine` at `now`.
+    fn renew<'v>(
+        &self,
+        view: &'v mut Option<Box<View>>,
+        engine: &Snapshot<Engine>,
+        now: SystemTime,
+    ) -> &'v mut View {
+        let holds = view.as_ref().is_some_and(|view| {
+            let in_force = |slice: &Arc<Slice>| slice.holds_at(now);
+            view.generation == engine.generation && view.slice.as_ref().is_none_or(in_force)
+        });
+        if !holds {
+            *view = None;
+        }
+        view.get_or_insert_with(|| {
+            let registered = engine.value.registry().get(&self.subject.id);
+            let accepted = registered.and_then(|workload| workload.max_lifetime);
+            let refused = accepted.is_some_and(|accepted| self.subject.lifetime > accepted);
+            let slice = || {
+                engine
+                    .value
+                    .slice(&self.subject.id, &self.place.service, now)
+            };
+            Box::new(View {
+                generation: engine.generation,
+                slice: (!refused).then(slice),
+                remembered: HashMap::new(),
+                key: Vec::new(),
+            })
+        })
+    }
+
+    fn decide(&self, slice: &Slice, question: &Question<'_>, generation: u64) -> Answer {
+        let Decision {
+            enforced,
+            rehearsed,
+        } = slice.decide(question);
+        self.answer(enforced, rehearsed, generation)
+    }
+
+    fn answer(
+        &self,
+        enforced: super::cedar::Verdict,
+        rehearsed: Option<super::cedar::Verdict>,
+        generation: u64,
+    ) -> Answer {
+        let deny = |refusal: Refusal| Denial {
+            reason: refusal.reason,
+            generation,
+            grant: refusal.grant,
+            detail: refusal.detail,
+            would_allow: None,
+        };
+        let metrics = &self.metrics;
+        let rehearsed = rehearsed.unwrap_or_else(|| enforced.clone());
+        match (self.policy.mode, enforced, rehearsed) {
+            // Everything passes; the answer is what would be if all of it were enforced.
+            (Mode::Observe, _, Err(refusal)) => {
+                let denial = deny(refusal);
+                Answer {
+                    counter: metrics.allowed(None),
+                    rehearsed: Some(metrics.would("would_deny", denial.grant.as_ref())),
+                    verdict: Err(denial.clone()),
+                    would_deny: Some(Arc::new(denial)),
+                }
+            }
+            (Mode::Observe, _, Ok(grant)) | (Mode::Enforce, Ok(grant), Ok(_)) => Answer {
+                counter: metrics.allowed(Some(&grant)),
+                rehearsed: None,
+                verdict: Ok(grant),
+                would_deny: None,
+            },
+            (Mode::Enforce, Ok(grant), Err(refusal)) => {
+                let denial = deny(refusal);
+                Answer {
+                    counter: metrics.allowed(Some(&grant)),
+                    rehearsed: Some(metrics.would("would_deny", denial.grant.as_ref())),
+                    verdict: Ok(grant),
+                    would_deny: Some(Arc::new(denial)),
+                }
+            }
+            (Mode::Enforce, Err(refusal), rehearsed) => {
+                let would_allow = rehearsed.ok();
+                let denial = Denial {
+                    would_allow: would_allow.clone(),
+                    ..deny(refusal)
+                };
+                Answer {
+                    counter: metrics.denied(denial.reason, denial.grant.as_ref()),
+                    rehearsed: would_allow.map(|grant| metrics.would("would_allow", Some(&grant))),
+                    verdict: Err(denial),
+                    would_deny: None,
+                }
+            }
+        }
+    }
+}
+
+impl Answer {
+    fn give(&self, generation: u64) -> Result<Permit, Denial> {
+        self.counter.inc();
+        if let Some(rehearsed) = &self.rehearsed {
+            rehearsed.inc();
+        }
+        match (&self.verdict, &self.would_deny) {
+            (Ok(grant), would_deny) => Ok(Permit {
+                grant: Some(grant.clone()),
+                generation,
+                would_deny: would_deny.clone(),
+            }),
+            // Denied, and not enforced.
+            (Err(_), Some(denial)) => Ok(Permit {
+                grant: None,
+                generation,
+                would_deny: Some(denial.clone()),
+            }),
+            (Err(denial), None) => Err(denial.clone()),
+        }
+    }
+}
+
+impl fmt::Debug for Gate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Gate")
+            .field("subject", &self.subject)
+            .field("place", &self.place)
+            .finish_non_exhaustive()
     }
 }
