@@ -214,6 +214,17 @@ pub enum Direction {
     Outbound,
 }
 
+impl Direction {
+    /// The word in metrics and audit.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Inbound => "inbound",
+            Self::Outbound => "outbound",
+        }
+    }
+}
+
 /// What all records of one connection have in common; made once and shared.
 #[derive(Clone, Debug)]
 pub struct Connection {

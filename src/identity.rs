@@ -1,5 +1,6 @@
 //! Who are we, and whom do we trust? SPIFFE names, and the [`Material`] that proves ours.
 
+mod status;
 pub mod svid;
 #[cfg(test)]
 pub(crate) mod testing;
@@ -14,6 +15,7 @@ use std::time::{Duration, SystemTime};
 use rustls::sign::CertifiedKey;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, TrustAnchor};
 
+pub use self::status::Status;
 use self::svid::{Leaf, SvidError};
 
 /// A SPIFFE ID with a path: the stable name of a workload (SPIFFE-ID §2). Always valid; cheap to clone.

@@ -1,10 +1,26 @@
 //! Doorward.
 pub mod admin;
+pub mod app;
 pub mod audit;
+pub mod cli;
+pub mod config;
 pub mod document;
+pub mod exchange;
+pub mod headers;
 pub mod identity;
+pub mod inbound;
+pub mod lifecycle;
+pub mod listen;
 pub mod live;
+pub mod outbound;
 pub mod outcome;
 pub mod policy;
+pub mod relay;
+pub mod runtime;
+pub mod serve;
+pub mod session;
+pub mod target;
 pub mod telemetry;
 pub mod tls;
+pub mod upgrade;
+pub mod upstream;

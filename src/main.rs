@@ -1,3 +1,11 @@
 //! Exit codes; nothing else.
 
-fn main() {}
+use std::process::ExitCode;
+
+/// Gives memory back after connections close, which glibc's allocator does not.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
+fn main() -> ExitCode {
+    doorward::cli::main()
+}

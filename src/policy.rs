@@ -18,6 +18,7 @@ pub mod gate;
 pub mod governance;
 mod metrics;
 mod reads;
+mod status;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -36,6 +37,7 @@ pub use self::finding::Finding;
 pub use self::gate::Gate;
 pub use self::governance::Grant;
 pub use self::metrics::Metrics;
+pub use self::status::Status;
 
 /// Who asks: what the handshake proved.
 #[derive(Clone, Debug)]

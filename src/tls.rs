@@ -35,11 +35,12 @@ use self::verify::{AnyClient, ExpectedServer, Rules, Side, VerifyError};
 use crate::identity::svid::{self, Leaf};
 use crate::identity::{IdError, Material, SpiffeId, TrustDomain};
 use crate::live::{Change, Live, Snapshot, Source};
+use crate::outcome::Outcome;
 
 /// Whom a handshake proved to be at the other end, and the proof. Only a handshake makes one.
 #[derive(Debug)]
 pub struct Peer {
-    leaf: Leaf,
+    leaf: Arc<Leaf>,
     chain: Vec<CertificateDer<'static>>,
     not_after: SystemTime,
     fingerprint: [u8; 32],
@@ -55,7 +56,7 @@ impl Peer {
 
     /// What its leaf certificate says.
     #[must_use]
-    pub fn leaf(&self) -> &Leaf {
+    pub fn leaf(&self) -> &Arc<Leaf> {
         &self.leaf
     }
 
@@ -106,7 +107,7 @@ impl Peer {
         let not_after = ends.fold(leaf.not_after, Ord::min);
         let fingerprint = sha256(first);
         Ok(Self {
-            leaf,
+            leaf: Arc::new(leaf),
             chain,
             not_after,
             fingerprint,
@@ -134,10 +135,18 @@ pub enum Offer {
     Opaque,
     /// `h2`, `http/1.1`, then `doorward-tcp`.
     Auto,
+    /// No ALPN at all, for a peer that knows none of these names.
+    Nothing,
 }
 
 impl Offer {
-    const ALL: [Self; 4] = [Self::Http, Self::Http1, Self::Opaque, Self::Auto];
+    const ALL: [Self; 5] = [
+        Self::Http,
+        Self::Http1,
+        Self::Opaque,
+        Self::Auto,
+        Self::Nothing,
+    ];
 
     fn alpn(self) -> Vec<Vec<u8>> {
         let names: &[Agreed] = match self {
@@ -145,6 +154,7 @@ impl Offer {
             Self::Http1 => &[Agreed::Http1],
             Self::Opaque => &[Agreed::Opaque],
             Self::Auto => &[Agreed::Http2, Agreed::Http1, Agreed::Opaque],
+            Self::Nothing => &[],
         };
         names.iter().map(|name| name.as_alpn().to_vec()).collect()
     }
@@ -189,7 +199,7 @@ pub struct Endpoint {
     material: Material,
     rules: Rules,
     /// In the order of [`Offer::ALL`].
-    servers: [Arc<ServerConfig>; 4],
+    servers: [Arc<ServerConfig>; 5],
 }
 
 impl Endpoint {
@@ -258,7 +268,7 @@ impl Endpoint {
         verify::still_holds(peer, &rules.bundles, rules.max_peer_lifetime, now)
     }
 
-    fn clients(&self, expected: &Arc<Expected>) -> Result<[Arc<ClientConfig>; 4], rustls::Error> {
+    fn clients(&self, expected: &Arc<Expected>) -> Result<[Arc<ClientConfig>; 5], rustls::Error> {
         let identity = SingleCertAndKey::from(self.material.certified().clone());
         let verifier = ExpectedServer {
             rules: self.rules.clone(),
@@ -419,7 +429,7 @@ pub struct Connector {
 struct Configs {
     generation: u64,
     /// In the order of [`Offer::ALL`].
-    clients: [Arc<ClientConfig>; 4],
+    clients: [Arc<ClientConfig>; 5],
 }
 
 impl Connector {
@@ -728,6 +738,24 @@ impl HandshakeError {
     #[must_use]
     pub fn label(&self) -> &'static str {
         self.reason().label()
+    }
+
+    /// How an exchange ends that needed this handshake.
+    #[must_use]
+    pub fn outcome(&self) -> Outcome {
+        match self {
+            Self::OwnIdentityMissing => Outcome::IdentityUnavailable,
+            Self::OwnIdentityExpired => Outcome::OwnIdentityExpired,
+            Self::Refused(_) => Outcome::PeerRefused,
+            Self::Timeout(_) => Outcome::UpstreamTimeout,
+            Self::NotTls
+            | Self::NoCertificate
+            | Self::NoSharedProtocol(_)
+            | Self::NoSharedAlpn
+            | Self::RefusedByPeer(_)
+            | Self::Protocol(_)
+            | Self::Io(_) => Outcome::HandshakeFailed,
+        }
     }
 
     /// What it comes down to.

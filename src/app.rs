@@ -1,0 +1,489 @@
+//! Who is built from what, in which order; start and stop.
+
+use std::future::Future;
+use std::net::SocketAddr;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use anyhow::Context;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::Semaphore;
+
+use crate::admin::{self, Health, Pulse, Routes};
+use crate::audit::Audit;
+use crate::config::Config;
+use crate::identity::workload_api::WorkloadApi;
+use crate::inbound::{self, Inbound};
+use crate::lifecycle::{CUT_TAKES_AT_MOST, Lifecycle, Phase, Tasks};
+use crate::listen::{self, Bound, Listener};
+use crate::live::{self, Change, Kept, Live, Source};
+use crate::outbound::{self, Outbound};
+use crate::policy::{self, Policy};
+use crate::telemetry::{Registries, chain};
+use crate::tls::{self, Endpoint, Endpoints};
+use crate::{exchange, identity, runtime};
+
+/// Runs one sidecar until it is told to stop and has drained.
+///
+/// # Errors
+/// Whatever was asked for and cannot be had stops the start.
+pub fn run(config: Config) -> anyhow::Result<ExitCode> {
+    let registries = Registries::new()?;
+    let control = runtime::control().context("cannot start the control thread")?;
+    let policy = match &config.policy {
+        Some(settings) => Some(control.block_on(Loaded::open(settings, &registries))?),
+        None => None,
+    };
+    let _entered = control.enter();
+    let sockets = Sockets::bind(&config)?;
+    let (audit, writer) = Audit::start(&config.audit, registries.process())?;
+    let lifecycle = Lifecycle::default();
+    let endpoints = Arc::new(Live::<Endpoint>::default());
+    let open = Arc::new(AtomicUsize::new(0));
+    let failed = Arc::new(AtomicBool::new(false));
+    let workers = sockets.data.len();
+    let decides = policy.as_ref().map(|loaded| loaded.policy.clone());
+    let health = health(
+        &endpoints,
+        decides.as_ref(),
+        &audit,
+        &lifecycle,
+        &open,
+        workers,
+    );
+    let health = Arc::new(health);
+
+    let jobs = sockets.data.into_iter().map(|bound| {
+        let worker = Worker {
+            identity: endpoints.clone(),
+            policy: decides.clone(),
+            audit: audit.worker(),
+            lifecycle: lifecycle.clone(),
+            open: open.clone(),
+            failed: failed.clone(),
+            registry: registries.worker(),
+        };
+        let pulse = health.pulse();
+        move || worker.run(bound, pulse)
+    });
+    let jobs: Vec<_> = jobs.collect();
+    let signals = Signals::new()?;
+
+    let calm = control.block_on(async {
+        let status = identity::Status::register(registries.process())?;
+        tokio::spawn(keep_identity(config.identity, endpoints, status));
+        if let Some(loaded) = policy {
+            tokio::spawn(loaded.keep());
+        }
+        let routes = Arc::new(Routes::new(health, registries));
+        for listener in sockets.admin {
+            let over = lifecycle.reached(Phase::Cut);
+            tokio::spawn(admin::serve(listener, routes.clone(), over));
+        }
+        let mut workers = runtime::start(jobs).context("cannot start the workers")?;
+        signals
+            .stop(&lifecycle, &audit, config.drain_grace, workers.ended())
+            .await;
+        anyhow::Ok(workers.join() && !failed.load(Ordering::Relaxed))
+    })?;
+    writer
+        .stop(AUDIT_PATIENCE)
+        .context("the audit could not be finished")?;
+    tracing::info!("stopped");
+    Ok(if calm {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+/// How long the last audit records may take to be written.
+const AUDIT_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Every socket of the process, bound before anything starts: a taken port stops the start.
+struct Sockets {
+    /// For each worker, one socket for each listener.
+    data: Vec<Vec<(Settings, Bound)>>,
+    admin: Vec<TcpListener>,
+}
+
+/// What is served on a socket.
+#[derive(Clone)]
+enum Settings {
+    Inbound(inbound::Settings),
+    Outbound(outbound::Settings),
+}
+
+impl Settings {
+    fn listener(&self) -> &listen::Settings {
+        match self {
+            Self::Inbound(settings) => &settings.listener,
+            Self::Outbound(settings) => &settings.listener,
+        }
+    }
+}
+
+impl Sockets {
+    fn bind(config: &Config) -> anyhow::Result<Self> {
+        let workers = config.workers.unwrap_or_else(runtime::default_workers);
+        let mut data: Vec<Vec<_>> = std::iter::repeat_with(Vec::new).take(workers).collect();
+        let inbound = config.inbound.iter().cloned().map(Settings::Inbound);
+        let outbound = config.outbound.iter().cloned().map(Settings::Outbound);
+        for settings in inbound.chain(outbound) {
+            let address = &settings.listener().listen;
+            let bound = listen::bind(address, workers)
+                .with_context(|| format!("cannot listen on {address}"))?;
+            if let Some(first) = bound.first() {
+                tracing::info!(address = %first.address(), what = %settings.what(), "bound");
+            }
+            for (worker, bound) in data.iter_mut().zip(bound) {
+                worker.push((settings.clone(), bound));
+            }
+        }
+        let admin = config.admin.iter().map(|admin| (admin.listen, "admin"));
+        let metrics = config
+            .metrics
+            .iter()
+            .map(|metrics| (metrics.listen, "metrics"));
+        let admin = admin.chain(metrics).map(|(address, what)| {
+            let listener =
+                bind_admin(address).with_context(|| format!("cannot listen on {address}"))?;
+            tracing::info!(address = %listener.local_addr()?, what, "bound");
+            anyhow::Ok(listener)
+        });
+        Ok(Self {
+            admin: admin.collect::<Result<_, _>>()?,
+            data,
+        })
+    }
+}
+
+impl Settings {
+    fn what(&self) -> String {
+        match self {
+            Self::Inbound(settings) => format!("inbound for {}", settings.service),
+            Self::Outbound(settings) => format!("outbound to {}", settings.to),
+        }
+    }
+}
+
+fn bind_admin(address: SocketAddr) -> std::io::Result<TcpListener> {
+    let listener = std::net::TcpListener::bind(address)?;
+    listener.set_nonblocking(true)?;
+    TcpListener::from_std(listener)
+}
+
+/// The policy as it was when we started, and where its changes come from.
+struct Loaded {
+    policy: Arc<Policy>,
+    changes: policy::files::Watched,
+    status: policy::Status,
+}
+
+impl Loaded {
+    async fn open(settings: &policy::Settings, registries: &Registries) -> anyhow::Result<Self> {
+        let loaded = Self {
+            policy: Policy::new(settings),
+            changes: policy::files::Watched::new(settings.clone()),
+            status: policy::Status::register(registries.process())?,
+        };
+        loaded.first().await
+    }
+
+    async fn first(mut self) -> anyhow::Result<Self> {
+        if let Change::Replace(engine) = self.changes.next().await? {
+            warn(&engine);
+            self.policy.engine().publish(engine);
+        }
+        if let Some(snapshot) = self.policy.engine().get() {
+            self.status.published(&snapshot);
+        }
+        Ok(self)
+    }
+
+    async fn keep(self) {
+        let Self {
+            policy,
+            changes,
+            status,
+        } = self;
+        let tell = |kept: Kept<'_, _, _>| match kept {
+            Kept::Published(snapshot) => {
+                status.published(snapshot);
+                warn(&snapshot.value);
+                tracing::info!(generation = snapshot.generation, "policy is in force");
+            }
+            // A directory that is there always says something.
+            Kept::Withdrawn => {}
+            Kept::Failed(error, _) => {
+                status.failed();
+                tracing::error!(%error, "policy cannot be loaded; the one in force stays");
+            }
+        };
+        live::keep(changes, policy.engine(), tell).await;
+    }
+}
+
+fn warn(engine: &policy::cedar::Engine) {
+    for warning in engine.warnings() {
+        tracing::warn!(%warning, "policy");
+    }
+}
+
+async fn keep_identity(
+    settings: identity::Settings,
+    endpoints: Arc<Live<Endpoint>>,
+    mut status: identity::Status,
+) {
+    let identity::Source::WorkloadApi(socket) = settings.source;
+    let source = Endpoints::new(
+        WorkloadApi::new(socket, settings.spiffe_id),
+        settings.max_peer_lifetime,
+    );
+    let tell = |kept: Kept<'_, Endpoint, _>| match kept {
+        Kept::Published(snapshot) => {
+            let material = snapshot.value.material();
+            status.published(material, snapshot.since);
+            let not_after = humantime::format_rfc3339_seconds(material.leaf().not_after);
+            tracing::info!(
+                id = %material.id(),
+                serial = %material.leaf().serial,
+                %not_after,
+                generation = snapshot.generation,
+                "identity is in force"
+            );
+        }
+        Kept::Withdrawn => {
+            status.withdrawn();
+            tracing::warn!("identity was withdrawn; nothing is served until there is a new one");
+        }
+        Kept::Failed(error, again) => {
+            status.failed();
+            tracing::warn!(error = %chain(error), ?again, "identity cannot be fetched; what is in force stays");
+        }
+    };
+    live::keep(source, &endpoints, tell).await;
+}
+
+/// The truth for whoever sends requests here.
+fn health(
+    identity: &Arc<Live<Endpoint>>,
+    policy: Option<&Arc<Policy>>,
+    audit: &Audit,
+    lifecycle: &Lifecycle,
+    open: &Arc<AtomicUsize>,
+    workers: usize,
+) -> Health {
+    let (identity, audit, lifecycle, open) = (
+        identity.clone(),
+        audit.clone(),
+        lifecycle.clone(),
+        open.clone(),
+    );
+    let health = Health::default()
+        .ready_if("identity", move |now| match &*identity.peek() {
+            None => Err("there is no identity: none was issued yet, or it was withdrawn".into()),
+            Some(endpoint) if endpoint.value.valid_at(now) => Ok(()),
+            Some(endpoint) => {
+                let leaf = endpoint.value.material().leaf();
+                let end = humantime::format_rfc3339_seconds(leaf.not_after);
+                Err(format!(
+                    "the certificate of {} is valid until {end} and was not renewed",
+                    leaf.id
+                ))
+            }
+        })
+        .ready_if("listeners", move |_| match open.load(Ordering::Relaxed) {
+            open if open == workers => Ok(()),
+            open => Err(format!("{open} of {workers} workers accept connections")),
+        })
+        .ready_if("audit", move |_| audit.healthy())
+        .ready_if("running", move |_| match lifecycle.phase() {
+            Phase::Running => Ok(()),
+            Phase::Draining | Phase::Cut => Err("draining".into()),
+        });
+    match policy.cloned() {
+        Some(policy) => health.ready_if("policy", move |_| match policy.engine().get() {
+            Some(_) => Ok(()),
+            None => Err("no policy is loaded".into()),
+        }),
+        None => health,
+    }
+}
+
+/// One worker's share of the process.
+struct Worker {
+    identity: Arc<Live<Endpoint>>,
+    policy: Option<Arc<Policy>>,
+    audit: Audit,
+    lifecycle: Lifecycle,
+    /// Counts the workers that accept connections.
+    open: Arc<AtomicUsize>,
+    /// Set when one of them cannot.
+    failed: Arc<AtomicBool>,
+    registry: prometheus::Registry,
+}
+
+impl Worker {
+    /// Serves until the drain is over. Sockets are bound but refuse connections until there is an
+    /// identity to answer with.
+    async fn run(self, bound: Vec<(Settings, Bound)>, pulse: Pulse) {
+        tokio::spawn(pulse.keep());
+        let identified = async { drop(self.identity.wait().await) };
+        tokio::select! {
+            () = self.lifecycle.reached(Phase::Draining) => return,
+            () = identified => {}
+        }
+        let tasks = Tasks::default();
+        let families = (
+            tls::Metrics::register(&self.registry),
+            policy::Metrics::register(&self.registry),
+            exchange::Metrics::register(&self.registry),
+        );
+        let (tls_metrics, policy_metrics, metrics) = match families {
+            (Ok(tls), Ok(policy), Ok(exchange)) => (tls, policy, exchange),
+            (Err(error), _, _) | (_, Err(error), _) | (_, _, Err(error)) => {
+                return self.give_up("cannot register metrics", &error);
+            }
+        };
+        let outbound_shared = outbound::Shared {
+            identity: self.identity.clone(),
+            audit: self.audit.clone(),
+            lifecycle: self.lifecycle.clone(),
+            tasks: tasks.clone(),
+            tls_metrics: tls_metrics.clone(),
+            metrics: metrics.clone(),
+        };
+        let mut close: Vec<Box<dyn Fn()>> = Vec::new();
+        for (settings, bound) in bound {
+            let address = bound.address().clone();
+            let listener = match Listener::new(bound) {
+                Ok(listener) => listener,
+                Err(error) => return self.give_up(&format!("cannot listen on {address}"), &error),
+            };
+            let limit = Arc::new(Semaphore::new(settings.listener().max_connections));
+            let stop = self.lifecycle.reached(Phase::Draining);
+            match (settings, &self.policy) {
+                (Settings::Inbound(settings), Some(policy)) => {
+                    let inbound = Inbound::new(
+                        settings,
+                        inbound::Shared {
+                            identity: self.identity.clone(),
+                            policy: policy.clone(),
+                            audit: self.audit.clone(),
+                            lifecycle: self.lifecycle.clone(),
+                            tasks: tasks.clone(),
+                            tls_metrics: tls_metrics.clone(),
+                            policy_metrics: policy_metrics.clone(),
+                            metrics: metrics.clone(),
+                        },
+                    );
+                    let pool = inbound.clone();
+                    close.push(Box::new(move || pool.close()));
+                    tasks.spawn(listener.serve(limit, stop, move |stream, source, slot| {
+                        inbound.spawn(stream, source, slot);
+                    }));
+                }
+                // `Config` has seen to it that whoever lets peers in has a policy.
+                (Settings::Inbound(_), None) => {}
+                (Settings::Outbound(settings), _) => {
+                    let outbound = Outbound::new(settings, outbound_shared.clone());
+                    let pool = outbound.clone();
+                    close.push(Box::new(move || pool.close()));
+                    tasks.spawn(listener.serve(limit, stop, move |stream, source, slot| {
+                        outbound.spawn(stream, source, slot);
+                    }));
+                }
+            }
+        }
+        self.open.fetch_add(1, Ordering::Relaxed);
+        self.lifecycle.reached(Phase::Draining).await;
+        // Kept connections count as tasks: they go as soon as nothing in progress could use them again.
+        let closing = async {
+            loop {
+                for close in &close {
+                    close();
+                }
+                tokio::time::sleep(CLOSE_EVERY).await;
+            }
+        };
+        let cut = async {
+            self.lifecycle.reached(Phase::Cut).await;
+            tokio::time::sleep(CUT_TAKES_AT_MOST).await;
+        };
+        tokio::select! {
+            () = tasks.ended() => {}
+            () = closing => {}
+            () = cut => tracing::warn!(tasks = tasks.count(), "cut what would not end"),
+        }
+    }
+
+    /// A worker that cannot serve stops the process: half a sidecar would answer half the requests.
+    fn give_up(&self, what: &str, error: &dyn std::error::Error) {
+        tracing::error!(error = %chain(error), "{what}");
+        self.failed.store(true, Ordering::Relaxed);
+        self.lifecycle.cut();
+    }
+}
+
+/// How often a draining worker closes the connections that nobody uses any more.
+const CLOSE_EVERY: Duration = Duration::from_millis(50);
+
+/// The signals that a sidecar obeys.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    fn new() -> anyhow::Result<Self> {
+        let of = |kind| signal(kind).context("cannot receive signals");
+        Ok(Self {
+            terminate: of(SignalKind::terminate())?,
+            interrupt: of(SignalKind::interrupt())?,
+            hangup: of(SignalKind::hangup())?,
+        })
+    }
+
+    /// Waits for SIGTERM or SIGINT, drains for `grace`, cuts what is left. A second signal cuts at once.
+    /// SIGHUP opens the audit file anew.
+    async fn stop(
+        mut self,
+        lifecycle: &Lifecycle,
+        audit: &Audit,
+        grace: Duration,
+        ended: impl Future<Output = ()>,
+    ) {
+        let mut ended = std::pin::pin!(ended);
+        let mut deadline = std::pin::pin!(tokio::time::sleep(Duration::MAX / 2));
+        loop {
+            tokio::select! {
+                () = &mut ended => return lifecycle.cut(),
+                _ = self.terminate.recv() => {}
+                _ = self.interrupt.recv() => {}
+                _ = self.hangup.recv() => {
+                    tracing::info!("SIGHUP: opening the audit file anew");
+                    audit.reopen();
+                    continue;
+                }
+                () = &mut deadline => {
+                    tracing::warn!("the grace is over: cutting what is still open");
+                    lifecycle.cut();
+                    return ended.await;
+                }
+            }
+            if lifecycle.phase() == Phase::Running {
+                tracing::info!(?grace, "draining");
+                lifecycle.drain();
+                deadline.as_mut().reset(tokio::time::Instant::now() + grace);
+            } else {
+                tracing::warn!("told to stop a second time: cutting what is still open");
+                lifecycle.cut();
+            }
+        }
+    }
+}

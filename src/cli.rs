@@ -1,0 +1,62 @@
+//! What can be asked of `doorward` on the command line? A file for each command.
+
+pub mod check;
+pub mod run;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// A sidecar proxy that gives an unmodified application a short-lived SPIFFE identity, speaks mutual TLS
+/// for it, and decides every request.
+#[derive(Debug, Parser)]
+#[command(name = "doorward", version, max_term_width = 100)]
+struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Run(run::Args),
+    Check(check::Args),
+}
+
+/// Exit codes: 0 it is so, 1 it is not (a check that fails, a request that is denied), 2 it could not be
+/// done or the question was wrong.
+pub const TROUBLE: u8 = 2;
+
+/// Does what the command line says.
+#[must_use]
+pub fn main() -> ExitCode {
+    let done = match Args::parse().command {
+        Command::Run(args) => run::run(&args),
+        Command::Check(args) => check::run(&args),
+    };
+    done.unwrap_or_else(|error| {
+        // Several causes, each on a level of its own.
+        eprintln!("doorward: {error:#}");
+        ExitCode::from(TROUBLE)
+    })
+}
+
+/// Shows diagnostics on stderr, source quoted; in colour on a terminal only.
+pub(crate) fn show<'a>(
+    diagnostics: impl IntoIterator<Item = &'a (dyn miette::Diagnostic + Send + Sync + 'a)>,
+) {
+    use std::io::IsTerminal;
+
+    let handler = if std::io::stderr().is_terminal() {
+        miette::GraphicalReportHandler::new()
+    } else {
+        miette::GraphicalReportHandler::new_themed(miette::GraphicalTheme::unicode_nocolor())
+    };
+    for diagnostic in diagnostics {
+        let mut text = String::new();
+        // Writing to a string cannot fail; a diagnostic that cannot be drawn is told in plain.
+        match handler.render_report(&mut text, diagnostic) {
+            Ok(()) => eprint!("{text}"),
+            Err(_) => eprintln!("{diagnostic}"),
+        }
+    }
+}

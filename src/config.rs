@@ -1,0 +1,243 @@
+//! The file as written becomes [`Config`] as checked: one YAML file, every mistake told at once.
+//!
+//! Each module reads its own section; this one puts them together, and nobody imports it but the command
+//! line and the composition.
+
+use std::path::Path;
+use std::time::Duration;
+
+use crate::document::{Document, Mistakes, Node};
+use crate::{admin, audit, identity, inbound, outbound, policy, telemetry};
+
+/// What one sidecar does.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Where our identity comes from.
+    pub identity: identity::Settings,
+    /// Listeners for peers.
+    pub inbound: Vec<inbound::Settings>,
+    /// Listeners for our application.
+    pub outbound: Vec<outbound::Settings>,
+    /// What decides inbound requests. There whenever there are inbound listeners.
+    pub policy: Option<policy::Settings>,
+    /// Where records go.
+    pub audit: audit::Settings,
+    /// The listener for people on this machine.
+    pub admin: Option<admin::Settings>,
+    /// The listener for Prometheus and probes.
+    pub metrics: Option<admin::MetricsSettings>,
+    /// What is logged.
+    pub log: telemetry::Settings,
+    /// Worker threads; without a number, as many as the CPUs that the cgroup grants.
+    pub workers: Option<usize>,
+    /// How long a drain waits for what is open.
+    pub drain_grace: Duration,
+}
+
+impl Config {
+    /// Reads the file at `path`.
+    ///
+    /// # Errors
+    /// Every mistake in it, with line and key.
+    pub fn open(path: &Path) -> Result<Self, Mistakes> {
+        Document::open(path)?.read(Self::read)
+    }
+
+    /// Reads the whole document.
+    #[must_use]
+    pub fn read(node: Node<'_>) -> Option<Self> {
+        let mut section = node.section()?;
+        let identity = section.required("identity", |node| identity::Settings::read(node));
+        let inbound = section.or("inbound", Vec::new(), |node| {
+            node.list(|item| inbound::Settings::read(&item))
+        });
+        let outbound = section.or("outbound", Vec::new(), |node| {
+            node.list(|item| outbound::Settings::read(&item))
+        });
+        let policy = section.optional("policy", |node| policy::Settings::read(node));
+        let environment = section.optional("environment", |node| {
+            policy::Settings::read_environment(node)
+        });
+        let audit = section.or("audit", audit::Settings::default(), |node| {
+            audit::Settings::read(&node)
+        });
+        let admin = section.optional("admin", |node| admin::Settings::read(&node));
+        let metrics = section.optional("metrics", |node| admin::MetricsSettings::read(&node));
+        let log = section.or("log", telemetry::Settings::default(), |node| {
+            telemetry::Settings::read(&node)
+        });
+        let workers =
+            section.optional("workers", |node| usize::try_from(node.count(1..=256)?).ok());
+        let drain_grace = section.or("drain_grace", DEFAULT_DRAIN_GRACE, |node| {
+            node.duration(Duration::ZERO..=Duration::from_secs(3600))
+        });
+
+        let (inbound, outbound, mut policy) = (inbound?, outbound?, policy?);
+        if inbound.is_empty() && outbound.is_empty() {
+            let help = "write a list under `inbound`, under `outbound`, or under both";
+            return section.node().mistake("there is nothing to do", Some(help));
+        }
+        if !inbound.is_empty() && policy.is_none() {
+            let help = "write `policy:` with `dir:`, the directory of your *.cedar files";
+            return section.node().mistake(
+                "`inbound` needs a policy: without one, nobody is let in",
+                Some(help),
+            );
+        }
+        let listeners = inbound.iter().map(|inbound| &inbound.listener);
+        let mut seen = std::collections::HashSet::new();
+        for listener in listeners.chain(outbound.iter().map(|outbound| &outbound.listener)) {
+            if !seen.insert(&listener.listen) && !is_any_port(&listener.listen) {
+                let message = format_args!("two listeners want {}", listener.listen);
+                return section.node().mistake(message, None);
+            }
+        }
+        if let (Some(policy), Some(environment)) = (&mut policy, environment?) {
+            policy.environment = environment;
+        }
+        Some(Self {
+            identity: identity?,
+            inbound,
+            outbound,
+            policy,
+            audit: audit?,
+            admin: admin?,
+            metrics: metrics?,
+            log: log?,
+            workers: workers?,
+            drain_grace: drain_grace?,
+        })
+    }
+}
+
+fn is_any_port(address: &crate::listen::Address) -> bool {
+    matches!(address, crate::listen::Address::Tcp(address) if address.port() == 0)
+}
+
+const DEFAULT_DRAIN_GRACE: Duration = Duration::from_secs(30);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn told(text: &str) -> String {
+        let read = Document::new("doorward.yaml", text).read(Config::read);
+        read.map(|_| String::new())
+            .unwrap_or_else(|mistakes| mistakes.to_string())
+    }
+
+    const IDENTITY: &str = "identity: { workload_api: 'unix:///run/spire/agent.sock' }\n";
+
+    #[test]
+    fn the_smallest_sound_files_are_read() {
+        for rest in [
+            "inbound: [{ listen: '0.0.0.0:8443', service: a, app: '127.0.0.1:1' }]\npolicy: { dir: /p }",
+            "outbound: [{ listen: '127.0.0.1:1', to: 'a:1', peer: 'spiffe://a/b' }]",
+            "outbound: [{ listen: 'unix:/run/a', to: 'a:1', peer: ['spiffe://a/b', 'spiffe://a/*'] }]",
+        ] {
+            assert_eq!(told(&format!("{IDENTITY}{rest}")), "");
+        }
+    }
+
+    #[test]
+    fn every_mistake_has_its_message() {
+        let outbound = "outbound: [{ listen: '127.0.0.1:1', to: 'a:1', peer: 'spiffe://a/b' }]\n";
+        let inbound = "inbound: [{ listen: '0.0.0.0:8443', service: a, app: '127.0.0.1:1' }]\n";
+        let two = "outbound:\n- { listen: '127.0.0.1:1', to: 'a:1', peer: 'spiffe://a/b' }\n- { listen: '127.0.0.1:1', to: 'b:1', peer: 'spiffe://a/b' }\n";
+        for (text, line) in [
+            (String::new(), "1: the key `identity` is missing"),
+            (IDENTITY.into(), "1: there is nothing to do"),
+            (
+                format!("{IDENTITY}{inbound}"),
+                "1: `inbound` needs a policy",
+            ),
+            (
+                format!("{IDENTITY}{two}"),
+                "1: two listeners want 127.0.0.1:1",
+            ),
+            (
+                format!("{IDENTITY}{outbound}wrokers: 2"),
+                "3: wrokers: unknown key",
+            ),
+            (
+                format!("{IDENTITY}{outbound}workers: 0"),
+                "3: workers: 0 is out of range",
+            ),
+            (
+                format!("{IDENTITY}{outbound}drain_grace: 5"),
+                "3: drain_grace: `5` is not a length of time",
+            ),
+            (
+                format!("{IDENTITY}{outbound}drain_grace: 2h"),
+                "3: drain_grace: `2h` is out of range",
+            ),
+            (
+                format!("identity: {{ workload_api: run/x }}\n{outbound}"),
+                "1: identity.workload_api: `run/x` is not a Workload API socket",
+            ),
+            (
+                format!(
+                    "identity: {{ workload_api: 'unix:///x', spiffe_id: 'spiffe://a' }}\n{outbound}"
+                ),
+                "1: identity.spiffe_id: `spiffe://a`: names a trust domain",
+            ),
+            (
+                format!("{IDENTITY}outbound: {{ listen: x }}"),
+                "2: outbound: expected a list here",
+            ),
+            (
+                format!("{IDENTITY}outbound: [{{ listen: x, to: y, peer: z }}]"),
+                "2: outbound[0].listen: `x`: write an IP address",
+            ),
+            (
+                format!("{IDENTITY}outbound: [{{ listen: x, to: y, peer: z }}]"),
+                "2: outbound[0].to: `y`: write a host and a port",
+            ),
+            (
+                format!("{IDENTITY}outbound: [{{ listen: x, to: y, peer: z }}]"),
+                "2: outbound[0].peer: `z`",
+            ),
+            (
+                format!("{IDENTITY}outbound: [{{ listen: '127.0.0.1:1', to: 'a:1', peer: [] }}]"),
+                "2: outbound[0].peer: at least one",
+            ),
+            (
+                format!(
+                    "{IDENTITY}outbound: [{{ listen: '127.0.0.1:1', to: 'a:1', peer: 'spiffe://a/b', protocol: udp }}]"
+                ),
+                "2: outbound[0].protocol: `udp` is not known here",
+            ),
+            (
+                format!("{IDENTITY}{outbound}audit: {{ level: some }}"),
+                "3: audit.level: `some` is not known here",
+            ),
+            (
+                format!("{IDENTITY}{outbound}admin: {{ listen: '0.0.0.0:1' }}"),
+                "3: admin.listen: `0.0.0.0:1` is open to other machines",
+            ),
+            (
+                format!("{IDENTITY}{outbound}metrics: {{ listen: 9901 }}"),
+                "3: metrics.listen: `9901` is not an IP address",
+            ),
+            (
+                format!("{IDENTITY}{outbound}log: {{ format: xml }}"),
+                "3: log.format: `xml` is not known here",
+            ),
+            (
+                format!("{IDENTITY}{outbound}policy: {{ directory: /p }}"),
+                "3: policy: the key `dir` is missing",
+            ),
+            (
+                format!("{IDENTITY}{outbound}environment: [eu]"),
+                "3: environment: expected keys with values",
+            ),
+            ("identity: [\n".into(), "2: not valid YAML"),
+        ] {
+            let all = told(&text);
+            let found = all
+                .lines()
+                .any(|told| told.starts_with(&format!("doorward.yaml:{line}")));
+            assert!(found, "{text}\nexpected: {line}\ntold: {all}");
+        }
+    }
+}

@@ -1,0 +1,570 @@
+//! What passed in one HTTP exchange, and how did it end? Bodies that count while they stream.
+//!
+//! An [`Exchange`] is opened when a request arrives and ends exactly once: when the response has been
+//! passed on to its last byte, or when it no longer can be. Ending writes the audit record and the metrics.
+
+use std::convert::Infallible;
+use std::fmt;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::task::{Context, Poll, ready};
+use std::time::Instant;
+
+use bytes::Bytes;
+use http::header::{CONTENT_TYPE, HeaderValue, UPGRADE};
+use http::{Response, StatusCode};
+use http_body::{Body, Frame, SizeHint};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use prometheus::{
+    Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry,
+};
+
+use crate::audit::{Direction, Record};
+use crate::headers::{self, PROXY_STATUS};
+use crate::outcome::Outcome;
+use crate::relay::{self, Passed};
+use crate::upstream::{Dial, Lease};
+
+/// One HTTP request and its response.
+pub struct Exchange {
+    meter: Arc<Meter>,
+    received: AtomicU64,
+    sent: AtomicU64,
+    /// Taken when the exchange ends.
+    open: Mutex<Option<Open>>,
+}
+
+struct Open {
+    record: Record,
+    status: Option<StatusCode>,
+}
+
+impl Exchange {
+    /// Opens the books on a request that has just arrived.
+    #[must_use]
+    pub fn open(meter: Arc<Meter>, mut record: Record) -> Arc<Self> {
+        // Whoever drops it without a word was cut off by the caller's going away.
+        record.if_dropped(Outcome::ClientGone);
+        Arc::new(Self {
+            meter,
+            received: AtomicU64::new(0),
+            sent: AtomicU64::new(0),
+            open: Mutex::new(Some(Open {
+                record,
+                status: None,
+            })),
+        })
+    }
+
+    /// Changes the audit record, while it is open.
+    pub fn note(&self, change: impl FnOnce(&mut Record)) {
+        if let Some(open) = &mut *self.locked() {
+            change(&mut open.record);
+        }
+    }
+
+    fn answered(&self, status: StatusCode) {
+        if let Some(open) = &mut *self.locked() {
+            open.status = Some(status);
+            open.record.status(status);
+        }
+    }
+
+    /// Adds bytes that passed after an upgrade. Metrics have them already.
+    pub fn passed(&self, passed: Passed) {
+        self.received.fetch_add(passed.from_a, Ordering::Relaxed);
+        self.sent.fetch_add(passed.from_b, Ordering::Relaxed);
+    }
+
+    /// Closes the books. Only the first call counts.
+    pub fn end(&self, outcome: Outcome) {
+        let Some(Open { record, status }) = self.locked().take() else {
+            return;
+        };
+        self.meter.ended(outcome, status, record.started());
+        let (received, sent) = (
+            self.received.load(Ordering::Relaxed),
+            self.sent.load(Ordering::Relaxed),
+        );
+        record.finish(outcome, received, sent);
+    }
+
+    /// Turns the response of the other side into one that counts, and that returns `lease` at its end.
+    pub fn pass_on<D: Dial>(
+        self: Arc<Self>,
+        response: Response<Incoming>,
+        lease: Option<Lease<D>>,
+    ) -> Response<Reply<D>> {
+        self.answered(response.status());
+        response.map(|body| {
+            let ended = body.is_end_stream();
+            let mut download = Download {
+                body,
+                exchange: self,
+                lease,
+            };
+            if ended {
+                download.end(Outcome::Completed);
+            }
+            Reply::Stream(download)
+        })
+    }
+
+    /// Passes on that the other side has changed its protocol. The exchange goes on.
+    pub fn switch<D: Dial>(&self, response: Response<Incoming>) -> Response<Reply<D>> {
+        self.answered(response.status());
+        let mut response = response.map(|_| Reply::empty());
+        let headers = response.headers_mut();
+        let protocol = headers.get(UPGRADE).cloned();
+        headers::strip_hop_by_hop(headers);
+        if let Some(protocol) = protocol {
+            headers::set_upgrade(headers, protocol);
+        }
+        response
+    }
+
+    /// Ends the exchange with a response that the proxy itself makes: an RFC 9457 problem document, or
+    /// for gRPC a status in trailers. It says that the proxy refused, not why policy did.
+    pub fn refuse<D: Dial>(&self, outcome: Outcome, grpc: bool) -> Response<Reply<D>> {
+        let mut id = String::new();
+        self.note(|record| {
+            id = record.id().to_string();
+            if grpc {
+                record.grpc_status(outcome.grpc_status());
+            }
+        });
+        let response = refusal(outcome, grpc, &id);
+        self.answered(response.status());
+        self.end(outcome);
+        response
+    }
+
+    fn locked(&self) -> MutexGuard<'_, Option<Open>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl fmt::Debug for Exchange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Exchange")
+            .field("received", &self.received)
+            .field("sent", &self.sent)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Drop for Exchange {
+    fn drop(&mut self) {
+        self.end(Outcome::ClientGone);
+    }
+}
+
+/// Refuses a request for which no audit record could be opened.
+pub fn unrecorded<D: Dial>(meter: &Meter, outcome: Outcome, grpc: bool) -> Response<Reply<D>> {
+    let response = refusal(outcome, grpc, "");
+    meter.ended(outcome, Some(response.status()), Instant::now());
+    response
+}
+
+fn refusal<D: Dial>(outcome: Outcome, grpc: bool, id: &str) -> Response<Reply<D>> {
+    let status = outcome.status().unwrap_or(StatusCode::BAD_GATEWAY);
+    let body = if grpc {
+        Bytes::new()
+    } else {
+        let problem = serde_json::json!({
+            "type": "about:blank",
+            "title": outcome.title(),
+            "status": status.as_u16(),
+            "detail": "The Doorward proxy answered this, not the application.",
+            "error": outcome.label(),
+            "request_id": id,
+        });
+        Bytes::from(problem.to_string())
+    };
+    let mut response = Response::new(Reply::Full(Full::new(body)));
+    let headers = response.headers_mut();
+    if grpc {
+        // gRPC over HTTP/2, "Responses": trailers alone, with HTTP status 200.
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+        headers.insert(
+            "grpc-status",
+            HeaderValue::from(u16::from(outcome.grpc_status())),
+        );
+        headers.insert("grpc-message", HeaderValue::from_static(outcome.title()));
+    } else {
+        headers.insert(
+            CONTENT_TYPE,
+            HeaderValue::from_static("application/problem+json"),
+        );
+    }
+    if let Some(Ok(value)) = outcome
+        .proxy_error()
+        .map(|error| HeaderValue::try_from(format!("doorward; error={error}")))
+    {
+        headers.insert(PROXY_STATUS, value);
+    }
+    if !grpc {
+        *response.status_mut() = status;
+    }
+    response
+}
+
+/// A request's body on its way to the other side.
+pub struct Upload(Option<(Incoming, Arc<Exchange>)>);
+
+impl Upload {
+    /// Passes `body` on, counted in `exchange`.
+    #[must_use]
+    pub fn new(body: Incoming, exchange: Arc<Exchange>) -> Self {
+        Self((!body.is_end_stream()).then_some((body, exchange)))
+    }
+
+    /// No body.
+    #[must_use]
+    pub fn empty() -> Self {
+        Self(None)
+    }
+}
+
+impl Body for Upload {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let Some((body, exchange)) = &mut self.0 else {
+            return Poll::Ready(None);
+        };
+        let frame = ready!(Pin::new(body).poll_frame(cx));
+        if let Some(Ok(frame)) = &frame
+            && let Some(data) = frame.data_ref()
+        {
+            exchange
+                .received
+                .fetch_add(data.len() as u64, Ordering::Relaxed);
+            exchange.meter.received.inc_by(data.len() as u64);
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.0.as_ref().is_none_or(|(body, _)| body.is_end_stream())
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.0
+            .as_ref()
+            .map_or_else(|| SizeHint::with_exact(0), |(body, _)| body.size_hint())
+    }
+}
+
+impl fmt::Debug for Upload {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Upload")
+            .field("size", &self.size_hint())
+            .finish()
+    }
+}
+
+/// A response's body on its way to the caller.
+pub enum Reply<D: Dial> {
+    /// Made by the proxy.
+    Full(Full<Bytes>),
+    /// From the other side.
+    Stream(Download<D>),
+}
+
+impl<D: Dial> Reply<D> {
+    /// No body.
+    #[must_use]
+    pub fn empty() -> Self {
+        Self::Full(Full::new(Bytes::new()))
+    }
+}
+
+impl<D: Dial> Body for Reply<D> {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        match self.get_mut() {
+            Self::Full(body) => Pin::new(body)
+                .poll_frame(cx)
+                .map_err(|never: Infallible| match never {}),
+            Self::Stream(body) => body.poll_frame(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Full(body) => body.is_end_stream(),
+            Self::Stream(download) => download.body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Full(body) => body.size_hint(),
+            Self::Stream(download) => download.body.size_hint(),
+        }
+    }
+}
+
+impl<D: Dial> fmt::Debug for Reply<D> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Reply")
+            .field("size", &self.size_hint())
+            .finish()
+    }
+}
+
+/// The other side's response body, counted.
+pub struct Download<D: Dial> {
+    body: Incoming,
+    exchange: Arc<Exchange>,
+    lease: Option<Lease<D>>,
+}
+
+impl<D: Dial> Download<D> {
+    fn poll_frame(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
+        match &frame {
+            Some(Ok(frame)) => {
+                if let Some(data) = frame.data_ref() {
+                    self.exchange
+                        .sent
+                        .fetch_add(data.len() as u64, Ordering::Relaxed);
+                    self.exchange.meter.sent.inc_by(data.len() as u64);
+                }
+                // A length that is known ends here: nobody asks for the frame after the last.
+                if self.body.is_end_stream() {
+                    self.end(Outcome::Completed);
+                }
+            }
+            Some(Err(_)) => self.end(Outcome::UpstreamFailed),
+            None => self.end(Outcome::Completed),
+        }
+        Poll::Ready(frame)
+    }
+
+    fn end(&mut self, outcome: Outcome) {
+        self.exchange.end(outcome);
+        if let (Some(lease), Outcome::Completed) = (self.lease.take(), outcome) {
+            lease.finished();
+        }
+    }
+}
+
+impl<D: Dial> fmt::Debug for Download<D> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Download").finish_non_exhaustive()
+    }
+}
+
+/// The metric families of the data path, in one worker's registry.
+#[derive(Clone, Debug)]
+pub struct Metrics {
+    requests: IntCounterVec,
+    duration: HistogramVec,
+    bytes: IntCounterVec,
+    sessions: IntGaugeVec,
+    ended: IntCounterVec,
+}
+
+impl Metrics {
+    /// Registers the families.
+    ///
+    /// # Errors
+    /// When a family of the same name is there already.
+    pub fn register(registry: &Registry) -> prometheus::Result<Self> {
+        let metrics = Self {
+            requests: IntCounterVec::new(
+                Opts::new(
+                    "doorward_requests_total",
+                    "HTTP requests that ended, by how, and by the class of the status the caller got.",
+                ),
+                &["direction", "service", "outcome", "status"],
+            )?,
+            duration: HistogramVec::new(
+                HistogramOpts::new(
+                    "doorward_request_duration_seconds",
+                    "Time from a request's head to the last byte of its response.",
+                )
+                .buckets(BUCKETS.to_vec()),
+                &["direction", "service"],
+            )?,
+            bytes: IntCounterVec::new(
+                Opts::new(
+                    "doorward_bytes_total",
+                    "Payload bytes passed on: received from whoever opened the connection, or sent to it.",
+                ),
+                &["direction", "service", "flow"],
+            )?,
+            sessions: IntGaugeVec::new(
+                Opts::new(
+                    "doorward_open_sessions",
+                    "Open connections, by what they carry: http, tcp or an upgrade (WebSocket).",
+                ),
+                &["direction", "service", "kind"],
+            )?,
+            ended: IntCounterVec::new(
+                Opts::new(
+                    "doorward_sessions_ended_total",
+                    "Connections that ended, by what they carried and how they ended.",
+                ),
+                &["direction", "service", "kind", "outcome"],
+            )?,
+        };
+        registry.register(Box::new(metrics.requests.clone()))?;
+        registry.register(Box::new(metrics.duration.clone()))?;
+        registry.register(Box::new(metrics.bytes.clone()))?;
+        registry.register(Box::new(metrics.sessions.clone()))?;
+        registry.register(Box::new(metrics.ended.clone()))?;
+        Ok(metrics)
+    }
+
+    /// The handles of one listener.
+    #[must_use]
+    pub fn of(&self, direction: Direction, service: &str) -> Arc<Meter> {
+        let direction = direction.label();
+        Arc::new(Meter {
+            direction,
+            service: service.into(),
+            duration: self.duration.with_label_values(&[direction, service]),
+            received: self
+                .bytes
+                .with_label_values(&[direction, service, "received"]),
+            sent: self.bytes.with_label_values(&[direction, service, "sent"]),
+            completed: std::array::from_fn(|_| OnceLock::new()),
+            families: self.clone(),
+        })
+    }
+}
+
+/// From half a millisecond to a minute.
+const BUCKETS: [f64; 14] = [
+    0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 15.0, 60.0,
+];
+
+/// One listener's counters in one worker, resolved once: looking one up costs more than counting.
+#[derive(Debug)]
+pub struct Meter {
+    direction: &'static str,
+    service: Box<str>,
+    duration: Histogram,
+    received: IntCounter,
+    sent: IntCounter,
+    /// Completed requests, by the first digit of the status.
+    completed: [OnceLock<IntCounter>; 6],
+    families: Metrics,
+}
+
+impl Meter {
+    fn ended(&self, outcome: Outcome, status: Option<StatusCode>, started: Instant) {
+        let class = status.map_or(0, |status| usize::from(status.as_u16() / 100).min(5));
+        let count = |outcome: Outcome| {
+            let labels = [
+                self.direction,
+                &self.service,
+                outcome.label(),
+                CLASSES[class],
+            ];
+            self.families.requests.with_label_values(&labels)
+        };
+        match outcome {
+            Outcome::Completed => self.completed[class].get_or_init(|| count(outcome)).inc(),
+            _ => count(outcome).inc(),
+        }
+        self.duration.observe(started.elapsed().as_secs_f64());
+    }
+
+    /// The counters of a relay whose side `a` opened the connection.
+    #[must_use]
+    pub fn counters(&self) -> relay::Counters<'_> {
+        relay::Counters {
+            from_a: &self.received,
+            from_b: &self.sent,
+        }
+    }
+
+    /// Counts a connection as open until the guard is dropped or told how it ended.
+    #[must_use]
+    pub fn session(self: &Arc<Self>, kind: Kind) -> OpenSession {
+        let gauge = self.families.sessions.with_label_values(&[
+            self.direction,
+            &self.service,
+            kind.label(),
+        ]);
+        gauge.inc();
+        OpenSession {
+            meter: self.clone(),
+            kind,
+            gauge,
+            outcome: Outcome::ClientGone,
+        }
+    }
+}
+
+const CLASSES: [&str; 6] = ["none", "1xx", "2xx", "3xx", "4xx", "5xx"];
+
+/// What an open connection carries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// HTTP requests.
+    Http,
+    /// Opaque bytes.
+    Tcp,
+    /// An upgraded HTTP/1.1 connection.
+    Upgrade,
+}
+
+impl Kind {
+    const fn label(self) -> &'static str {
+        match self {
+            Self::Http => "http",
+            Self::Tcp => "tcp",
+            Self::Upgrade => "upgrade",
+        }
+    }
+}
+
+/// A connection counted as open.
+#[derive(Debug)]
+pub struct OpenSession {
+    meter: Arc<Meter>,
+    kind: Kind,
+    gauge: IntGauge,
+    outcome: Outcome,
+}
+
+impl OpenSession {
+    /// Counts it as ended.
+    pub fn ended(mut self, outcome: Outcome) {
+        self.outcome = outcome;
+    }
+}
+
+impl Drop for OpenSession {
+    fn drop(&mut self) {
+        self.gauge.dec();
+        let meter = &self.meter;
+        let labels = [
+            meter.direction,
+            &meter.service,
+            self.kind.label(),
+            self.outcome.label(),
+        ];
+        meter.families.ended.with_label_values(&labels).inc();
+    }
+}

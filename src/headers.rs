@@ -1,0 +1,276 @@
+//! Which HTTP headers do we strip, add, and never believe?
+
+use std::fmt::Write as _;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use http::header::{
+    CONNECTION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, PROXY_AUTHENTICATE,
+    PROXY_AUTHORIZATION, TE, TRANSFER_ENCODING, UPGRADE, VIA,
+};
+use http::{Method, Version};
+
+use crate::identity::SpiffeId;
+use crate::tls::Peer;
+
+/// Envoy's header: who called, as the proxy proved it.
+pub const XFCC: HeaderName = HeaderName::from_static("x-forwarded-client-cert");
+/// RFC 9440 §2.2: the caller's leaf certificate.
+pub const CLIENT_CERT: HeaderName = HeaderName::from_static("client-cert");
+/// RFC 9440 §2.3: the rest of the caller's chain.
+pub const CLIENT_CERT_CHAIN: HeaderName = HeaderName::from_static("client-cert-chain");
+/// RFC 9209: which proxy made this response up, and why.
+pub const PROXY_STATUS: HeaderName = HeaderName::from_static("proxy-status");
+
+const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+
+/// How an application learns who calls it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IdentityHeader {
+    /// `x-forwarded-client-cert`, in Envoy's format.
+    Xfcc,
+    /// `client-cert` and `client-cert-chain` of RFC 9440.
+    ClientCert,
+    /// Both.
+    Both,
+    /// Neither; forged ones are stripped all the same.
+    None,
+}
+
+/// The identity headers of one connection, made once.
+#[derive(Clone, Debug, Default)]
+pub struct Identity(Vec<(HeaderName, HeaderValue)>);
+
+impl Identity {
+    /// Says of `peer` what `kind` asks for; `own` is our side of the connection.
+    #[must_use]
+    pub fn new(kind: IdentityHeader, peer: &Peer, own: &SpiffeId) -> Self {
+        let mut headers = Vec::new();
+        if matches!(kind, IdentityHeader::Xfcc | IdentityHeader::Both) {
+            let mut hash = String::with_capacity(64);
+            for byte in peer.fingerprint() {
+                // Writing to a string cannot fail.
+                let _ = write!(hash, "{byte:02x}");
+            }
+            headers.push((XFCC, format!("By={own};Hash={hash};URI={}", peer.id())));
+        }
+        if matches!(kind, IdentityHeader::ClientCert | IdentityHeader::Both) {
+            let item = |der: &[u8]| format!(":{}:", STANDARD.encode(der));
+            let mut chain = peer.chain().iter().map(|der| item(der));
+            headers.extend(chain.next().map(|leaf| (CLIENT_CERT, leaf)));
+            let rest: Vec<_> = chain.collect();
+            if !rest.is_empty() {
+                headers.push((CLIENT_CERT_CHAIN, rest.join(", ")));
+            }
+        }
+        // SPIFFE IDs, hex and Base64 are all visible ASCII.
+        let valid = headers
+            .into_iter()
+            .filter_map(|(name, text)| Some((name, HeaderValue::try_from(text).ok()?)));
+        Self(valid.collect())
+    }
+
+    /// Puts them on a request from which [`strip_identity`] has removed the peer's own claims.
+    pub fn add_to(&self, headers: &mut HeaderMap) {
+        for (name, value) in &self.0 {
+            headers.insert(name.clone(), value.clone());
+        }
+    }
+}
+
+/// Removes every header by which a peer might claim an identity.
+pub fn strip_identity(headers: &mut HeaderMap) {
+    for name in [XFCC, CLIENT_CERT, CLIENT_CERT_CHAIN] {
+        headers.remove(name);
+    }
+}
+
+/// Removes what concerns one connection only (RFC 9110 §7.6.1). `te: trailers` stays: gRPC needs it.
+///
+/// A peer may name any header in `connection`. Headers that the proxy itself decides on are put on after
+/// this, so that none can be removed that way.
+pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
+    if headers.contains_key(CONNECTION) {
+        let named: Vec<HeaderName> = headers
+            .get_all(CONNECTION)
+            .iter()
+            .filter_map(|value| value.to_str().ok())
+            .flat_map(|value| value.split(','))
+            .filter_map(|name| HeaderName::try_from(name.trim()).ok())
+            .filter(|name| *name != TE)
+            .collect();
+        for name in named {
+            headers.remove(name);
+        }
+        headers.remove(CONNECTION);
+    }
+    for name in [
+        KEEP_ALIVE,
+        PROXY_CONNECTION,
+        PROXY_AUTHENTICATE,
+        PROXY_AUTHORIZATION,
+        TRANSFER_ENCODING,
+        UPGRADE,
+    ] {
+        headers.remove(name);
+    }
+    if headers.get(TE).is_some_and(|te| te != "trailers") {
+        let trailers = headers
+            .get_all(TE)
+            .iter()
+            .filter_map(|value| value.to_str().ok())
+            .flat_map(|value| value.split(','))
+            .any(|coding| coding.trim().eq_ignore_ascii_case("trailers"));
+        headers.remove(TE);
+        if trailers {
+            headers.insert(TE, HeaderValue::from_static("trailers"));
+        }
+    }
+}
+
+/// The protocol that an HTTP/1.1 request asks to change to, such as `websocket` (RFC 9110 §7.8).
+#[must_use]
+pub fn upgrade(method: &Method, version: Version, headers: &HeaderMap) -> Option<HeaderValue> {
+    if version != Version::HTTP_11 || *method == Method::CONNECT {
+        return None;
+    }
+    let asked = headers
+        .get_all(CONNECTION)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .any(|option| option.trim().eq_ignore_ascii_case("upgrade"));
+    let protocol = headers.get(UPGRADE)?;
+    // h2c would take the connection out of every later decision's sight.
+    let hidden = protocol.to_str().map_or(true, |text| {
+        text.split(',')
+            .any(|name| name.trim().to_ascii_lowercase().starts_with("h2c"))
+    });
+    (asked && !hidden).then(|| protocol.clone())
+}
+
+/// Asks for, or grants, an upgrade on a message from which hop-by-hop headers were stripped.
+pub fn set_upgrade(headers: &mut HeaderMap, protocol: HeaderValue) {
+    headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+    headers.insert(UPGRADE, protocol);
+}
+
+/// Whether a request body is gRPC, which is answered in trailers even when refused.
+#[must_use]
+pub fn is_grpc(headers: &HeaderMap) -> bool {
+    headers
+        .get(CONTENT_TYPE)
+        .is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"))
+}
+
+/// Says in `via` which protocol the application spoke (RFC 9110 §7.6.3), so that the sidecar at the other
+/// end can speak the same to its own.
+pub fn add_via(headers: &mut HeaderMap, version: Version) {
+    let value = if version == Version::HTTP_2 {
+        VIA_2
+    } else {
+        VIA_1
+    };
+    headers.append(VIA, HeaderValue::from_static(value));
+}
+
+/// Takes our sidecar's `via` off again and returns what it said. An application sees no trace of us.
+pub fn take_via(headers: &mut HeaderMap) -> Option<Version> {
+    let version = match headers.get_all(VIA).iter().next_back()?.as_bytes() {
+        value if value == VIA_2.as_bytes() => Version::HTTP_2,
+        value if value == VIA_1.as_bytes() => Version::HTTP_11,
+        _ => return None,
+    };
+    let mut others: Vec<_> = headers.get_all(VIA).iter().cloned().collect();
+    others.pop();
+    headers.remove(VIA);
+    for value in others {
+        headers.append(VIA, value);
+    }
+    Some(version)
+}
+
+const VIA_1: &str = "1.1 doorward";
+const VIA_2: &str = "2 doorward";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(list: &[(&str, &str)]) -> HeaderMap {
+        let pair = |(name, value): &(&str, &str)| {
+            (
+                name.parse::<HeaderName>().unwrap(),
+                value.parse::<HeaderValue>().unwrap(),
+            )
+        };
+        let mut map = HeaderMap::new();
+        for (name, value) in list.iter().map(pair) {
+            map.append(name, value);
+        }
+        map
+    }
+
+    #[test]
+    fn hop_by_hop_headers_and_those_a_peer_names_go() {
+        let mut map = headers(&[
+            ("connection", "close, X-Secret"),
+            ("connection", "te"),
+            ("x-secret", "1"),
+            ("keep-alive", "timeout=5"),
+            ("proxy-connection", "keep-alive"),
+            ("proxy-authorization", "Basic eDp5"),
+            ("te", "gzip, trailers"),
+            ("transfer-encoding", "chunked"),
+            ("upgrade", "h2c"),
+            ("accept", "*/*"),
+        ]);
+        strip_hop_by_hop(&mut map);
+        assert_eq!(map, headers(&[("te", "trailers"), ("accept", "*/*")]));
+    }
+
+    #[test]
+    fn every_claimed_identity_goes() {
+        let mut map = headers(&[
+            ("x-forwarded-client-cert", "URI=spiffe://example.org/admin"),
+            ("X-Forwarded-Client-Cert", "URI=spiffe://example.org/root"),
+            ("client-cert", ":AAAA:"),
+            ("client-cert-chain", ":AAAA:"),
+            ("accept", "*/*"),
+        ]);
+        strip_identity(&mut map);
+        assert_eq!(map, headers(&[("accept", "*/*")]));
+    }
+
+    #[test]
+    fn only_a_real_upgrade_of_http_1_1_is_one() {
+        let get = Method::GET;
+        let asked = [
+            ("connection", "keep-alive, Upgrade"),
+            ("upgrade", "websocket"),
+        ];
+        let is = |version, list: &[(&str, &str)]| upgrade(&get, version, &headers(list)).is_some();
+        assert!(is(Version::HTTP_11, &asked));
+        assert!(!is(Version::HTTP_10, &asked));
+        assert!(!is(Version::HTTP_2, &asked));
+        assert!(!is(Version::HTTP_11, &asked[1..]));
+        assert!(!is(
+            Version::HTTP_11,
+            &[("connection", "upgrade"), ("upgrade", "h2c")]
+        ));
+        assert!(!is(
+            Version::HTTP_11,
+            &[("connection", "upgrade"), ("upgrade", "websocket, H2C")]
+        ));
+    }
+
+    #[test]
+    fn via_carries_the_protocol_and_leaves_no_trace() {
+        let mut map = headers(&[("via", "1.0 fred")]);
+        add_via(&mut map, Version::HTTP_2);
+        assert_eq!(take_via(&mut map), Some(Version::HTTP_2));
+        assert_eq!(map, headers(&[("via", "1.0 fred")]));
+        assert_eq!(take_via(&mut map), None);
+    }
+}

@@ -1,0 +1,444 @@
+//! Peer to application: authenticate, authorize, connect, relay.
+
+mod http;
+mod path;
+mod proxy_header;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use ::http::uri::Scheme;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::sync::OwnedSemaphorePermit;
+
+use crate::audit::{self, Audit, Direction, Kind, Record, Verdict};
+use crate::document::Node;
+use crate::exchange::{self, Meter};
+use crate::headers::IdentityHeader;
+use crate::lifecycle::{Lifecycle, Tasks};
+use crate::listen::{self, Address, Protocol, Source, Stream};
+use crate::live::Live;
+use crate::outcome::Outcome;
+use crate::policy::{self, Act, Denial, Gate, Permit, Place, Policy, Subject};
+use crate::relay::{self, Passed};
+use crate::serve;
+use crate::session::{self, Grant, Standing};
+use crate::telemetry::chain;
+use crate::tls::detect::{self, Detected};
+use crate::tls::{self, Acceptor, Agreed, Endpoint, Offer, Secured};
+use crate::upstream::{self, Dial, DialError, Dialed, Pool, Wanted};
+
+/// One listener for peers.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Where and how it listens.
+    pub listener: listen::Settings,
+    /// The name that policies know our application by: the Cedar resource.
+    pub service: Arc<str>,
+    /// Where our application listens, in plain.
+    pub app: Address,
+    /// What the application speaks where the caller's sidecar does not say.
+    pub app_protocol: AppProtocol,
+    /// How the application learns who calls.
+    pub identity_header: IdentityHeader,
+    /// Whether a TCP session to the application begins with a PROXY protocol v2 header.
+    pub proxy_protocol: bool,
+    /// Whether paths are decided as written, even where the application could read them as others.
+    pub unsafe_ambiguous_paths: bool,
+    /// A handshake that takes longer is given up.
+    pub handshake_timeout: Duration,
+    /// Limits of HTTP connections.
+    pub http: serve::Limits,
+}
+
+/// Which HTTP the application speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AppProtocol {
+    /// The one that the calling application spoke; HTTP/2 for gRPC and HTTP/1.1 for others where that is
+    /// not known.
+    Auto,
+    /// HTTP/1.1 always.
+    Http1,
+    /// HTTP/2 without TLS always.
+    Http2,
+}
+
+impl Settings {
+    /// Reads one item of the list `inbound`.
+    #[must_use]
+    pub fn read(node: &Node<'_>) -> Option<Self> {
+        let mut section = node.section()?;
+        let listener = listen::Settings::read(&mut section);
+        let service = section.required("service", |node| node.text().map(Arc::from));
+        let app = section.required("app", |node| node.parse());
+        let app_protocol = section.or("app_protocol", AppProtocol::Auto, |node| {
+            node.choice(&[
+                ("auto", AppProtocol::Auto),
+                ("http1", AppProtocol::Http1),
+                ("http2", AppProtocol::Http2),
+            ])
+        });
+        let identity_header = section.or("identity_header", IdentityHeader::Xfcc, |node| {
+            node.choice(&[
+                ("xfcc", IdentityHeader::Xfcc),
+                ("client_cert", IdentityHeader::ClientCert),
+                ("both", IdentityHeader::Both),
+                ("none", IdentityHeader::None),
+            ])
+        });
+        let proxy_protocol = section.or("proxy_protocol", false, |node| node.flag());
+        let unsafe_ambiguous_paths =
+            section.or("unsafe_ambiguous_paths", false, |node| node.flag());
+        let handshake_timeout = listen::timeout(
+            &mut section,
+            "handshake_timeout",
+            Duration::from_secs(5),
+            listen::MINUTE,
+        );
+        Some(Self {
+            listener: listener?,
+            service: service?,
+            app: app?,
+            app_protocol: app_protocol?,
+            identity_header: identity_header?,
+            proxy_protocol: proxy_protocol?,
+            unsafe_ambiguous_paths: unsafe_ambiguous_paths?,
+            handshake_timeout: handshake_timeout?,
+            http: serve::Limits::default(),
+        })
+    }
+}
+
+/// What a worker gives to each of its inbound listeners.
+#[derive(Clone, Debug)]
+pub struct Shared {
+    /// The identity in force.
+    pub identity: Arc<Live<Endpoint>>,
+    /// What decides.
+    pub policy: Arc<Policy>,
+    /// Where records go.
+    pub audit: Audit,
+    /// The way out.
+    pub lifecycle: Lifecycle,
+    /// The worker's tasks.
+    pub tasks: Tasks,
+    /// Metric families of handshakes.
+    pub tls_metrics: tls::Metrics,
+    /// Metric families of decisions.
+    pub policy_metrics: policy::Metrics,
+    /// Metric families of the data path.
+    pub metrics: exchange::Metrics,
+}
+
+/// One inbound listener in one worker.
+#[derive(Debug)]
+pub struct Inbound {
+    settings: Settings,
+    shared: Shared,
+    acceptor: Acceptor,
+    app: Arc<Pool<App>>,
+    meter: Arc<Meter>,
+}
+
+impl Inbound {
+    /// Prepares to serve what `settings` say.
+    #[must_use]
+    pub fn new(settings: Settings, shared: Shared) -> Arc<Self> {
+        let offer = match settings.listener.protocol {
+            Protocol::Auto => Offer::Auto,
+            Protocol::Http => Offer::Http,
+            Protocol::Tcp => Offer::Opaque,
+        };
+        let acceptor = Acceptor::new(
+            shared.identity.clone(),
+            offer,
+            settings.handshake_timeout,
+            shared.tls_metrics.clone(),
+        );
+        let app = App {
+            address: settings.app.clone(),
+            timeout: settings.listener.connect_timeout,
+        };
+        Arc::new(Self {
+            acceptor,
+            app: Pool::new(app, upstream::Settings::default(), shared.tasks.clone()),
+            meter: shared.metrics.of(Direction::Inbound, &settings.service),
+            settings,
+            shared,
+        })
+    }
+
+    /// The limits of the accept loop.
+    #[must_use]
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// Closes the kept connections to the application.
+    pub fn close(&self) {
+        self.app.close();
+    }
+
+    /// Serves one accepted connection in a task of its own.
+    pub fn spawn(self: &Arc<Self>, stream: Stream, source: Source, slot: OwnedSemaphorePermit) {
+        let this = self.clone();
+        self.shared
+            .tasks
+            .spawn(async move { this.serve(stream, source, slot).await });
+    }
+
+    async fn serve(self: Arc<Self>, stream: Stream, source: Source, slot: OwnedSemaphorePermit) {
+        let port = stream.local_port();
+        let addresses = stream.addresses();
+        let secured = match self.acceptor.accept(stream).await {
+            Ok(secured) => secured,
+            Err(error) => {
+                tracing::debug!(%source, service = %self.settings.service, error = %chain(&error), "handshake failed");
+                return self.refused_handshake(&error, source);
+            }
+        };
+        let Secured {
+            peer,
+            agreed,
+            stream,
+            endpoint,
+        } = secured;
+        let subject = Subject {
+            id: peer.id().clone(),
+            expires: peer.not_after(),
+            lifetime: peer.lifetime(),
+        };
+        let place = Place {
+            service: self.settings.service.clone(),
+            port,
+            source: source.ip(),
+        };
+        let gate = self
+            .shared
+            .policy
+            .gate(subject, place, &self.shared.policy_metrics);
+        let facts = Arc::new(audit::Connection {
+            direction: Direction::Inbound,
+            own: Some(endpoint.value.id().clone()),
+            peer: Some(peer.leaf().clone()),
+            service: self.settings.service.clone(),
+            source: source.address(),
+        });
+        let connection = Connection {
+            standing: Standing {
+                peer,
+                own: endpoint,
+                identity: self.shared.identity.clone(),
+            },
+            gate,
+            facts,
+            addresses,
+            inbound: self,
+            _slot: slot,
+        };
+        connection.serve(stream, agreed).await;
+    }
+
+    /// Nobody was authenticated: the record says from where, and why not.
+    fn refused_handshake(&self, error: &tls::HandshakeError, source: Source) {
+        let facts = Arc::new(audit::Connection {
+            direction: Direction::Inbound,
+            own: self.shared.identity.get().map(|own| own.value.id().clone()),
+            peer: None,
+            service: self.settings.service.clone(),
+            source: source.address(),
+        });
+        // There is nothing to refuse any more.
+        if let Ok(mut record) = self.shared.audit.open(Kind::Connection, &facts) {
+            record.verdict(Verdict {
+                reason: Some(error.label()),
+                ..Verdict::default()
+            });
+            record.finish(error.outcome(), 0, 0);
+        }
+    }
+}
+
+/// An authenticated connection from a peer.
+struct Connection {
+    inbound: Arc<Inbound>,
+    standing: Standing,
+    gate: Gate,
+    facts: Arc<audit::Connection>,
+    addresses: Option<(SocketAddr, SocketAddr)>,
+    /// Counted as open until the last request on it has ended.
+    _slot: OwnedSemaphorePermit,
+}
+
+impl Connection {
+    async fn serve<IO>(self, stream: IO, agreed: Agreed)
+    where
+        IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        match (agreed, self.inbound.settings.listener.protocol) {
+            (Agreed::Http2, _) => http::serve(self, stream, true).await,
+            (Agreed::Http1, _) => http::serve(self, stream, false).await,
+            (Agreed::Opaque, _) | (Agreed::Nothing, Protocol::Tcp) => self.serve_tcp(stream).await,
+            (Agreed::Nothing, protocol) => {
+                let timeout = match protocol {
+                    Protocol::Auto => self.inbound.settings.listener.detect_timeout,
+                    _ => self.inbound.settings.http.header_timeout,
+                };
+                let (detected, stream) = match detect::peek(stream, timeout).await {
+                    Ok(found) => found,
+                    Err(error) => return tracing::debug!(%error, "peer went away before it spoke"),
+                };
+                match (detected, protocol) {
+                    (Detected::Http2Preface, _) => http::serve(self, stream, true).await,
+                    (Detected::Http1, _) => http::serve(self, stream, false).await,
+                    (_, Protocol::Auto) => self.serve_tcp(stream).await,
+                    // HTTP answers what is not HTTP.
+                    _ => http::serve(self, stream, false).await,
+                }
+            }
+        }
+    }
+
+    async fn serve_tcp<IO>(self, mut stream: IO)
+    where
+        IO: AsyncRead + AsyncWrite + Unpin,
+    {
+        let inbound = &*self.inbound;
+        let Ok(mut record) = inbound.shared.audit.open(Kind::Connection, &self.facts) else {
+            return inbound
+                .meter
+                .session(exchange::Kind::Tcp)
+                .ended(Outcome::AuditUnavailable);
+        };
+        record.if_dropped(Outcome::Cut);
+        let session = inbound.meter.session(exchange::Kind::Tcp);
+        let mut passed = Passed::default();
+        let outcome = self.relay_tcp(&mut stream, &mut record, &mut passed).await;
+        session.ended(outcome);
+        record.finish(outcome, passed.from_a, passed.from_b);
+    }
+
+    async fn relay_tcp<IO>(
+        &self,
+        stream: &mut IO,
+        record: &mut Record,
+        passed: &mut Passed,
+    ) -> Outcome
+    where
+        IO: AsyncRead + AsyncWrite + Unpin,
+    {
+        let now = SystemTime::now();
+        if let Err(outcome) = self.standing.check(now) {
+            return outcome;
+        }
+        let permit = match self.gate.authorize(&Act::Connect, now) {
+            Ok(permit) => permit,
+            Err(denial) => {
+                record.verdict(denied(&denial));
+                return Outcome::Denied;
+            }
+        };
+        record.verdict(allowed(&permit));
+        let mut app = match self.connect_app(&permit).await {
+            Ok(app) => app,
+            Err(error) => {
+                tracing::warn!(app = %self.inbound.settings.app, error = %chain(&error), "cannot reach the application");
+                return error.outcome();
+            }
+        };
+        let grant = Grant {
+            policy: &self.inbound.shared.policy,
+            gate: &self.gate,
+            act: Act::Connect,
+        };
+        let work = async {
+            let idle = self.inbound.settings.listener.idle_timeout;
+            let counters = self.inbound.meter.counters();
+            relay::both_ways(stream, &mut app, idle, counters, passed)
+                .await
+                .outcome()
+        };
+        let lost = self.standing.lost(true, Some(&grant));
+        session::run(work, lost, &self.inbound.shared.lifecycle).await
+    }
+
+    /// Opens a TCP session to the application, which a permit allows.
+    async fn connect_app(&self, _permit: &Permit) -> Result<Stream, DialError> {
+        let settings = &self.inbound.settings;
+        let mut app = self.inbound.app.dialler().connect().await?;
+        if settings.proxy_protocol {
+            let header = proxy_header::encode(self.addresses, self.standing.peer.id());
+            app.write_all(&header).await.map_err(DialError::Connect)?;
+        }
+        Ok(app)
+    }
+}
+
+/// Our application, as a place to connect to.
+#[derive(Debug)]
+struct App {
+    address: Address,
+    timeout: Duration,
+}
+
+impl App {
+    async fn connect(&self) -> Result<Stream, DialError> {
+        match tokio::time::timeout(self.timeout, listen::connect(&self.address)).await {
+            Ok(connected) => connected.map_err(DialError::Connect),
+            Err(_) => Err(DialError::Timeout(self.timeout)),
+        }
+    }
+}
+
+impl Dial for App {
+    type Io = Stream;
+
+    async fn dial(&self, wanted: Wanted) -> Result<Dialed<Stream>, DialError> {
+        Ok(Dialed {
+            io: self.connect().await?,
+            http2: wanted == Wanted::Http2,
+            epoch: 0,
+            not_after: None,
+            standing: None,
+        })
+    }
+
+    fn scheme(&self) -> Scheme {
+        Scheme::HTTP
+    }
+
+    /// Nothing about the application is ever renewed.
+    fn epoch(&self) -> u64 {
+        0
+    }
+}
+
+fn allowed(permit: &Permit) -> Verdict {
+    Verdict {
+        allowed: true,
+        grant: permit.grant().map(|grant| grant.id.clone()),
+        owner: permit.grant().and_then(|grant| grant.owner.clone()),
+        generation: permit.generation(),
+        observed: permit.would_deny().map(|denial| audit::Observed {
+            allowed: false,
+            grant: denial.grant().map(|grant| grant.id.clone()),
+        }),
+        ..Verdict::default()
+    }
+}
+
+fn denied(denial: &Denial) -> Verdict {
+    Verdict {
+        allowed: false,
+        grant: denial.grant().map(|grant| grant.id.clone()),
+        owner: denial.grant().and_then(|grant| grant.owner.clone()),
+        generation: denial.generation(),
+        reason: Some(denial.reason().label()),
+        observed: denial.would_allow().map(|grant| audit::Observed {
+            allowed: true,
+            grant: Some(grant.id.clone()),
+        }),
+        ..Verdict::default()
+    }
+}

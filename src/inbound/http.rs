@@ -1,0 +1,235 @@
+//! The same for each HTTP request on the connection: strip, decide, add who calls, forward.
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
+use hyper::body::Incoming;
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use super::{App, AppProtocol, Connection, allowed, denied, path};
+use crate::audit::Kind;
+use crate::exchange::{self, Exchange, Reply, Upload};
+use crate::headers::{self, Identity};
+use crate::outcome::Outcome;
+use crate::policy::{Act, Permit};
+use crate::serve;
+use crate::session::Grant;
+use crate::target;
+use crate::telemetry::chain;
+use crate::upgrade;
+use crate::upstream::{SendError, Wanted};
+
+/// Serves the requests of one connection.
+pub(super) async fn serve<IO>(connection: Connection, stream: IO, http2: bool)
+where
+    IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let inbound = connection.inbound.clone();
+    let standing = &connection.standing;
+    let identity = Identity::new(
+        inbound.settings.identity_header,
+        &standing.peer,
+        standing.own.value.id(),
+    );
+    let caller = Arc::new(Caller {
+        connection,
+        identity,
+    });
+    let session = inbound.meter.session(exchange::Kind::Http);
+    let lost = caller.connection.standing.lost(false, None);
+    let service = |request| caller.clone().answer(request);
+    let outcome = serve::http(
+        stream,
+        http2,
+        inbound.settings.http,
+        &inbound.shared.lifecycle,
+        lost,
+        service,
+    );
+    session.ended(outcome.await);
+}
+
+/// Who calls on this connection.
+struct Caller {
+    connection: Connection,
+    identity: Identity,
+}
+
+/// A request that is not passed on.
+struct Refused(Outcome);
+
+impl From<Outcome> for Refused {
+    fn from(outcome: Outcome) -> Self {
+        Self(outcome)
+    }
+}
+
+impl Caller {
+    /// Answers one request: with the application's response, or with our refusal.
+    async fn answer(self: Arc<Self>, request: Request<Incoming>) -> Response<Reply<App>> {
+        let inbound = self.connection.inbound.clone();
+        let grpc = headers::is_grpc(request.headers());
+        let Ok(mut record) = inbound
+            .shared
+            .audit
+            .open(Kind::Request, &self.connection.facts)
+        else {
+            return exchange::unrecorded(&inbound.meter, Outcome::AuditUnavailable, grpc);
+        };
+        record.request(&request);
+        let exchange = Exchange::open(inbound.meter.clone(), record);
+        match self.pass_on(&exchange, request).await {
+            Ok(response) => response,
+            Err(Refused(outcome)) => exchange.refuse(outcome, grpc),
+        }
+    }
+
+    async fn pass_on(
+        self: Arc<Self>,
+        exchange: &Arc<Exchange>,
+        mut request: Request<Incoming>,
+    ) -> Result<Response<Reply<App>>, Refused> {
+        let connection = &self.connection;
+        let now = SystemTime::now();
+        connection.standing.check(now)?;
+        let asked = Asked::of(&request, connection.inbound.settings.unsafe_ambiguous_paths)?;
+        let permit = match connection.gate.authorize(&asked.act(request.method()), now) {
+            Ok(permit) => permit,
+            Err(denial) => {
+                exchange.note(|record| record.verdict(denied(&denial)));
+                return Err(Outcome::Denied.into());
+            }
+        };
+        exchange.note(|record| record.verdict(allowed(&permit)));
+
+        let upgrade = headers::upgrade(request.method(), request.version(), request.headers());
+        let headers = request.headers_mut();
+        let spoken = headers::take_via(headers);
+        headers::strip_hop_by_hop(headers);
+        headers::strip_identity(headers);
+        self.identity.add_to(headers);
+        match upgrade {
+            Some(protocol) => {
+                self.clone()
+                    .upgrade(&permit, exchange, request, asked, protocol)
+                    .await
+            }
+            None => self.forward(&permit, exchange, request, spoken).await,
+        }
+    }
+
+    /// Sends a request to the application, which a permit allows.
+    async fn forward(
+        &self,
+        _permit: &Permit,
+        exchange: &Arc<Exchange>,
+        request: Request<Incoming>,
+        spoken: Option<Version>,
+    ) -> Result<Response<Reply<App>>, Refused> {
+        let inbound = &self.connection.inbound;
+        let http2 = match inbound.settings.app_protocol {
+            AppProtocol::Http1 => false,
+            AppProtocol::Http2 => true,
+            AppProtocol::Auto => match spoken {
+                Some(version) => version == Version::HTTP_2,
+                None => headers::is_grpc(request.headers()),
+            },
+        };
+        let request = request.map(|body| Upload::new(body, exchange.clone()));
+        let wanted = if http2 { Wanted::Http2 } else { Wanted::Http1 };
+        match inbound.app.send(request, wanted).await {
+            Ok((mut response, lease)) => {
+                headers::strip_hop_by_hop(response.headers_mut());
+                Ok(exchange.clone().pass_on(response, Some(lease)))
+            }
+            Err(error) => Err(self.failed(&error)),
+        }
+    }
+
+    /// Sends a request that asks for an upgrade, which a permit allows, and relays what follows.
+    async fn upgrade(
+        self: Arc<Self>,
+        _permit: &Permit,
+        exchange: &Arc<Exchange>,
+        mut request: Request<Incoming>,
+        asked: Asked,
+        protocol: HeaderValue,
+    ) -> Result<Response<Reply<App>>, Refused> {
+        let inbound = self.connection.inbound.clone();
+        let theirs = hyper::upgrade::on(&mut request);
+        let method = request.method().clone();
+        headers::set_upgrade(request.headers_mut(), protocol);
+        let request = request.map(|body| Upload::new(body, exchange.clone()));
+        let mut response = match inbound.app.send_alone(request).await {
+            Ok((response, _)) => response,
+            Err(error) => return Err(self.failed(&error)),
+        };
+        if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+            headers::strip_hop_by_hop(response.headers_mut());
+            return Ok(exchange.clone().pass_on(response, None));
+        }
+        let ours = hyper::upgrade::on(&mut response);
+        let switched = exchange.switch(response);
+        let exchange = exchange.clone();
+        inbound.shared.tasks.clone().spawn(async move {
+            let grant = Grant {
+                policy: &inbound.shared.policy,
+                gate: &self.connection.gate,
+                act: asked.act(&method),
+            };
+            let lost = self.connection.standing.lost(true, Some(&grant));
+            let idle = inbound.settings.listener.idle_timeout;
+            let lifecycle = &inbound.shared.lifecycle;
+            upgrade::relay(
+                theirs,
+                ours,
+                &exchange,
+                &inbound.meter,
+                idle,
+                lost,
+                lifecycle,
+            )
+            .await;
+        });
+        Ok(switched)
+    }
+
+    fn failed(&self, error: &SendError) -> Refused {
+        let settings = &self.connection.inbound.settings;
+        tracing::warn!(app = %settings.app, service = %settings.service, error = %chain(error), "the application did not answer");
+        Refused(error.outcome())
+    }
+}
+
+/// What a request asks for, as policy sees it.
+struct Asked {
+    /// The host it names, in lower case and without port.
+    host: String,
+    path: String,
+}
+
+impl Asked {
+    fn of(request: &Request<Incoming>, as_written: bool) -> Result<Self, Outcome> {
+        let authority = target::check(request)?;
+        let written = request.uri().path();
+        let path = match path::decided(written) {
+            Ok(path) => path.into_owned(),
+            Err(path::Ambiguous) if as_written => written.to_owned(),
+            Err(path::Ambiguous) => return Err(Outcome::BadRequest),
+        };
+        let host = authority.as_ref().map_or("", |authority| authority.host());
+        Ok(Self {
+            host: host.to_ascii_lowercase(),
+            path,
+        })
+    }
+
+    fn act<'a>(&'a self, method: &'a Method) -> Act<'a> {
+        Act::Http {
+            method,
+            host: &self.host,
+            path: &self.path,
+        }
+    }
+}

@@ -1,0 +1,518 @@
+//! Where do connections come from? Sockets bound before anything starts, and the one accept loop.
+
+use std::fmt;
+use std::future::Future;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::os::unix::fs::FileTypeExt;
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use backon::{BackoffBuilder, ExponentialBuilder};
+use socket2::{Domain, SockAddr, Socket, Type};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use crate::document::Section;
+
+/// An address to listen on or to connect to: `127.0.0.1:8080`, `[::1]:8080` or `unix:/run/app.sock`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Address {
+    /// An IP address with a port.
+    Tcp(SocketAddr),
+    /// The path of a Unix socket.
+    Unix(PathBuf),
+}
+
+impl FromStr for Address {
+    type Err = AddressError;
+
+    fn from_str(text: &str) -> Result<Self, AddressError> {
+        match text.strip_prefix("unix:") {
+            Some(path) => {
+                let path = path.strip_prefix("//").unwrap_or(path);
+                if !path.starts_with('/') {
+                    return Err(AddressError);
+                }
+                Ok(Self::Unix(path.into()))
+            }
+            None => text.parse().map(Self::Tcp).map_err(|_| AddressError),
+        }
+    }
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => address.fmt(f),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+/// The text is no [`Address`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("write an IP address with a port, as in `127.0.0.1:8080`, or `unix:` and an absolute path")]
+pub struct AddressError;
+
+/// What a listener carries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protocol {
+    /// HTTP where ALPN or the first bytes say so, else opaque TCP.
+    Auto,
+    /// HTTP only: every request is decided by itself.
+    Http,
+    /// Opaque TCP only: each connection is decided once.
+    Tcp,
+}
+
+/// What every listener has, whichever way it leads.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Where it listens.
+    pub listen: Address,
+    /// What it carries.
+    pub protocol: Protocol,
+    /// Open connections at most, in each worker.
+    pub max_connections: usize,
+    /// Opening a connection onwards may take this long.
+    pub connect_timeout: Duration,
+    /// With `protocol: auto`, whoever says nothing for this long waits for the other side to speak.
+    pub detect_timeout: Duration,
+    /// A TCP session on which nothing passes for this long is closed.
+    pub idle_timeout: Duration,
+}
+
+impl Settings {
+    /// Reads the keys that inbound and outbound listeners share.
+    pub fn read(section: &mut Section<'_>) -> Option<Self> {
+        let listen = section.required("listen", |node| node.parse());
+        let protocol = section.or("protocol", Protocol::Auto, |node| {
+            node.choice(&[
+                ("auto", Protocol::Auto),
+                ("http", Protocol::Http),
+                ("tcp", Protocol::Tcp),
+            ])
+        });
+        let max_connections = section.or("max_connections", 20_000, |node| {
+            usize::try_from(node.count(1..=1_000_000)?).ok()
+        });
+        let connect_timeout = timeout(section, "connect_timeout", Duration::from_secs(5), MINUTE);
+        let detect_timeout = timeout(
+            section,
+            "detect_timeout",
+            Duration::from_millis(500),
+            MINUTE,
+        );
+        let idle_timeout = timeout(section, "idle_timeout", MINUTE * 60, MINUTE * 60 * 24 * 366);
+        Some(Self {
+            listen: listen?,
+            protocol: protocol?,
+            max_connections: max_connections?,
+            connect_timeout: connect_timeout?,
+            detect_timeout: detect_timeout?,
+            idle_timeout: idle_timeout?,
+        })
+    }
+}
+
+/// Reads a limit of time of at least a millisecond.
+pub(crate) fn timeout(
+    section: &mut Section<'_>,
+    key: &str,
+    default: Duration,
+    longest: Duration,
+) -> Option<Duration> {
+    section.or(key, default, |node| {
+        node.duration(Duration::from_millis(1)..=longest)
+    })
+}
+
+/// The longest limit for anything that is about to happen.
+pub(crate) const MINUTE: Duration = Duration::from_secs(60);
+
+/// A bound socket, not yet given to a runtime. TCP connections to it are refused.
+#[derive(Debug)]
+pub struct Bound(Socket, Address);
+
+impl Bound {
+    /// Where it really listens: port 0 has become a port.
+    #[must_use]
+    pub fn address(&self) -> &Address {
+        &self.1
+    }
+}
+
+/// Binds `address` once for each of `workers`: TCP sockets share the port (`SO_REUSEPORT`), so that the
+/// kernel spreads connections; a Unix socket is one queue that all workers take from.
+///
+/// # Errors
+/// When the address is taken, by ourselves too, or may not be used.
+pub fn bind(address: &Address, workers: usize) -> io::Result<Vec<Bound>> {
+    match address {
+        Address::Tcp(address) => bind_tcp(*address, workers),
+        Address::Unix(path) => {
+            let first = bind_unix(path)?;
+            let clones = (1..workers).map(|_| first.try_clone());
+            let mut sockets = clones.collect::<io::Result<Vec<_>>>()?;
+            sockets.push(first);
+            let address = Address::Unix(path.clone());
+            Ok(sockets
+                .into_iter()
+                .map(|socket| Bound(socket, address.clone()))
+                .collect())
+        }
+    }
+}
+
+fn bind_tcp(address: SocketAddr, workers: usize) -> io::Result<Vec<Bound>> {
+    let open = |address: SocketAddr, share: bool| {
+        let socket = Socket::new(
+            Domain::for_address(address),
+            Type::STREAM,
+            Some(socket2::Protocol::TCP),
+        )?;
+        socket.set_reuse_address(true)?;
+        socket.set_reuse_port(share)?;
+        if address.is_ipv6() {
+            socket.set_only_v6(false)?;
+        }
+        socket.set_nonblocking(true)?;
+        socket.bind(&address.into())?;
+        io::Result::Ok(socket)
+    };
+    // Sockets that share a port would also share it with a second Doorward of the same user, unnoticed.
+    // One that does not share fails where anybody listens already.
+    let probe = open(address, false)?;
+    probe.listen(1)?;
+    drop(probe);
+
+    let share = workers > 1;
+    let mut bound: Vec<Bound> = Vec::with_capacity(workers);
+    for _ in 0..workers {
+        let address = match bound.first() {
+            Some(Bound(_, Address::Tcp(first))) => *first,
+            _ => address,
+        };
+        let socket = open(address, share)?;
+        let local = socket
+            .local_addr()?
+            .as_socket()
+            .ok_or(io::ErrorKind::InvalidInput)?;
+        bound.push(Bound(socket, Address::Tcp(local)));
+    }
+    Ok(bound)
+}
+
+/// A socket file that nobody answers on is left over from a process that was killed.
+fn bind_unix(path: &Path) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+    let address = SockAddr::unix(path)?;
+    if let Ok(found) = std::fs::symlink_metadata(path) {
+        if !found.file_type().is_socket()
+            || Socket::new(Domain::UNIX, Type::STREAM, None)?
+                .connect(&address)
+                .is_ok()
+        {
+            return Err(io::ErrorKind::AddrInUse.into());
+        }
+        std::fs::remove_file(path)?;
+    }
+    socket.set_nonblocking(true)?;
+    socket.bind(&address)?;
+    // Otherwise it would look left over to others.
+    socket.listen(BACKLOG)?;
+    Ok(socket)
+}
+
+const BACKLOG: i32 = 4096;
+
+/// A bound socket on a worker's runtime.
+#[derive(Debug)]
+pub struct Listener(Inner);
+
+#[derive(Debug)]
+enum Inner {
+    Tcp(TcpListener),
+    Unix(UnixListener),
+}
+
+impl Listener {
+    /// Hands `bound` to the runtime that calls this, and lets connections in.
+    ///
+    /// # Errors
+    /// When somebody else was faster, or the runtime cannot watch the socket.
+    pub fn new(bound: Bound) -> io::Result<Self> {
+        bound.0.listen(BACKLOG)?;
+        Ok(Self(match bound.1 {
+            Address::Tcp(_) => Inner::Tcp(TcpListener::from_std(bound.0.into())?),
+            Address::Unix(_) => Inner::Unix(UnixListener::from_std(bound.0.into())?),
+        }))
+    }
+
+    /// Accepts connections until `stop` completes, then closes. `limit` bounds how many may be open; the
+    /// slot travels with the connection. When none is free, accepting pauses and the kernel's queue
+    /// fills. Errors of `accept` never end the loop.
+    pub async fn serve(
+        self,
+        limit: Arc<Semaphore>,
+        stop: impl Future<Output = ()>,
+        mut serve: impl FnMut(Stream, Source, OwnedSemaphorePermit),
+    ) {
+        let pace = ExponentialBuilder::default()
+            .with_min_delay(Duration::from_millis(5))
+            .with_max_delay(Duration::from_secs(1))
+            .without_max_times();
+        let mut delays = pace.build();
+        let mut stop = std::pin::pin!(stop);
+        loop {
+            let accepted = tokio::select! {
+                biased;
+                () = &mut stop => return,
+                accepted = async {
+                    // The semaphore is never closed.
+                    let slot = limit.clone().acquire_owned().await.map_err(io::Error::other)?;
+                    let (stream, source) = self.accept().await?;
+                    io::Result::Ok((stream, source, slot))
+                } => accepted,
+            };
+            match accepted {
+                Ok((stream, source, slot)) => {
+                    delays = pace.build();
+                    serve(stream, source, slot);
+                }
+                // The peer went away before we took it: nothing is wrong with us.
+                Err(error) if is_of_one_connection(&error) => {}
+                Err(error) => {
+                    let delay = delays.next().unwrap_or(Duration::from_secs(1));
+                    tracing::warn!(%error, ?delay, "cannot accept connections, trying again");
+                    tokio::select! {
+                        () = &mut stop => return,
+                        () = tokio::time::sleep(delay) => {}
+                    }
+                }
+            }
+        }
+    }
+
+    async fn accept(&self) -> io::Result<(Stream, Source)> {
+        match &self.0 {
+            Inner::Tcp(listener) => {
+                let (stream, source) = listener.accept().await?;
+                // Requests and handshakes are small writes that must not wait for each other.
+                stream.set_nodelay(true)?;
+                Ok((Stream::Tcp(stream), Source::Tcp(source)))
+            }
+            Inner::Unix(listener) => {
+                let (stream, _) = listener.accept().await?;
+                Ok((Stream::Unix(stream), Source::Unix))
+            }
+        }
+    }
+}
+
+fn is_of_one_connection(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionAborted
+            | io::ErrorKind::ConnectionReset
+            | io::ErrorKind::ConnectionRefused
+            | io::ErrorKind::NotConnected
+            | io::ErrorKind::InvalidInput
+    )
+}
+
+/// Where a connection came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// Over TCP, from this address.
+    Tcp(SocketAddr),
+    /// Over a Unix socket of this machine.
+    Unix,
+}
+
+impl Source {
+    /// The address, where there is one.
+    #[must_use]
+    pub fn address(self) -> Option<SocketAddr> {
+        match self {
+            Self::Tcp(address) => Some(address),
+            Self::Unix => None,
+        }
+    }
+
+    /// The address that context rules see. A Unix socket counts as this machine itself.
+    #[must_use]
+    pub fn ip(self) -> IpAddr {
+        match self {
+            // An IPv4 peer on a dual-stack socket is an IPv4 peer.
+            Self::Tcp(address) => address.ip().to_canonical(),
+            Self::Unix => IpAddr::V4(std::net::Ipv4Addr::LOCALHOST),
+        }
+    }
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => SocketAddr::new(self.ip(), address.port()).fmt(f),
+            Self::Unix => f.write_str("unix"),
+        }
+    }
+}
+
+/// Connects to `address`, with `TCP_NODELAY` set before the first byte: without it full handshakes stall.
+///
+/// # Errors
+/// What the operating system says.
+pub async fn connect(address: &Address) -> io::Result<Stream> {
+    match address {
+        Address::Tcp(address) => {
+            let stream = TcpStream::connect(address).await?;
+            stream.set_nodelay(true)?;
+            Ok(Stream::Tcp(stream))
+        }
+        Address::Unix(path) => UnixStream::connect(path).await.map(Stream::Unix),
+    }
+}
+
+/// A TCP or Unix stream.
+#[derive(Debug)]
+pub enum Stream {
+    /// Over TCP.
+    Tcp(TcpStream),
+    /// Over a Unix socket.
+    Unix(UnixStream),
+}
+
+impl Stream {
+    /// The local port; 0 on a Unix socket.
+    #[must_use]
+    pub fn local_port(&self) -> u16 {
+        match self {
+            Self::Tcp(stream) => stream.local_addr().map_or(0, |address| address.port()),
+            Self::Unix(_) => 0,
+        }
+    }
+
+    /// Source and destination, where both are IP addresses.
+    #[must_use]
+    pub fn addresses(&self) -> Option<(SocketAddr, SocketAddr)> {
+        match self {
+            Self::Tcp(stream) => Some((stream.peer_addr().ok()?, stream.local_addr().ok()?)),
+            Self::Unix(_) => None,
+        }
+    }
+}
+
+macro_rules! forward {
+    ($self:ident, $method:ident($($argument:expr),*)) => {
+        match $self.get_mut() {
+            Stream::Tcp(stream) => Pin::new(stream).$method($($argument),*),
+            Stream::Unix(stream) => Pin::new(stream).$method($($argument),*),
+        }
+    };
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        forward!(self, poll_read(cx, buf))
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        forward!(self, poll_write(cx, buf))
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        forward!(self, poll_write_vectored(cx, bufs))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        forward!(self, poll_flush(cx))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        forward!(self, poll_shutdown(cx))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_ip_with_port_or_an_absolute_socket_path() {
+        for (text, expected) in [
+            ("127.0.0.1:80", Some("127.0.0.1:80")),
+            ("[::1]:80", Some("[::1]:80")),
+            ("unix:/run/a.sock", Some("unix:/run/a.sock")),
+            ("unix:///run/a.sock", Some("unix:/run/a.sock")),
+            ("unix:a.sock", None),
+            ("localhost:80", None),
+            ("127.0.0.1", None),
+            ("", None),
+        ] {
+            let read = text
+                .parse::<Address>()
+                .ok()
+                .map(|address| address.to_string());
+            assert_eq!(read.as_deref(), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_port_that_is_taken_stops_the_start_for_any_number_of_workers() {
+        for workers in [1, 2] {
+            let any = "127.0.0.1:0".parse().unwrap();
+            let first = bind(&any, workers).unwrap();
+            assert_eq!(first.len(), workers);
+            assert!(
+                first
+                    .iter()
+                    .all(|bound| bound.address() == first[0].address())
+            );
+            first[0].0.listen(1).unwrap();
+            let taken = bind(first[0].address(), workers).unwrap_err();
+            assert_eq!(taken.kind(), io::ErrorKind::AddrInUse);
+        }
+    }
+
+    #[test]
+    fn a_left_over_socket_file_is_replaced_and_a_living_one_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let address = Address::Unix(dir.path().join("a.sock"));
+        let living = bind(&address, 2).unwrap();
+        assert_eq!(
+            bind(&address, 1).unwrap_err().kind(),
+            io::ErrorKind::AddrInUse
+        );
+        drop(living);
+        bind(&address, 1).unwrap();
+        let file = Address::Unix(dir.path().join("precious"));
+        std::fs::write(dir.path().join("precious"), "data").unwrap();
+        assert_eq!(bind(&file, 1).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+    }
+}

@@ -1,0 +1,426 @@
+//! Application to peer: route, connect as ourselves, check who answers, relay.
+
+mod http;
+
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ::http::uri::Scheme;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::OwnedSemaphorePermit;
+use tokio_rustls::client::TlsStream;
+
+use crate::audit::{self, Audit, Direction, Kind, Record, Verdict};
+use crate::document::Node;
+use crate::exchange::{self, Meter};
+use crate::lifecycle::{Lifecycle, Tasks};
+use crate::listen::{self, Address, Protocol, Source, Stream};
+use crate::live::Live;
+use crate::outcome::Outcome;
+use crate::relay::{self, Passed};
+use crate::serve;
+use crate::session::{self, Standing};
+use crate::telemetry::chain;
+use crate::tls::detect::{self, Detected};
+use crate::tls::{self, Connector, Endpoint, Expected, HandshakeError, Offer, Secured};
+use crate::upstream::{self, Dial, DialError, Dialed, Pool, Wanted};
+
+/// One listener for our application, and the one place it leads to.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Where our application connects to, in plain, and what it may speak.
+    pub listener: listen::Settings,
+    /// Where the peer's sidecar listens.
+    pub to: Destination,
+    /// Who may answer there. Nobody else gets a byte.
+    pub peer: Arc<Expected>,
+    /// Limits of HTTP connections.
+    pub http: serve::Limits,
+}
+
+impl Settings {
+    /// Reads one item of the list `outbound`.
+    #[must_use]
+    pub fn read(node: &Node<'_>) -> Option<Self> {
+        let mut section = node.section()?;
+        let listener = listen::Settings::read(&mut section);
+        let to = section.required("to", |node| node.parse());
+        let peer = section.required("peer", |node| {
+            let several = node.one_or_more(|node| node.parse::<Expected>())?;
+            Some(Arc::new(Expected::any_of(several)))
+        });
+        Some(Self {
+            listener: listener?,
+            to: to?,
+            peer: peer?,
+            http: serve::Limits::default(),
+        })
+    }
+}
+
+/// A host with a port: an IP address, or a name that is resolved for each new connection.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Destination {
+    host: String,
+    port: u16,
+}
+
+impl Destination {
+    async fn addresses(&self) -> io::Result<impl Iterator<Item = SocketAddr> + use<>> {
+        let found: Vec<_> = tokio::net::lookup_host((self.host.as_str(), self.port))
+            .await?
+            .collect();
+        Ok(found.into_iter())
+    }
+}
+
+impl FromStr for Destination {
+    type Err = DestinationError;
+
+    fn from_str(text: &str) -> Result<Self, DestinationError> {
+        let (host, port) = text.rsplit_once(':').ok_or(DestinationError)?;
+        let port = port
+            .parse()
+            .ok()
+            .filter(|port| *port != 0)
+            .ok_or(DestinationError)?;
+        let host = match host
+            .strip_prefix('[')
+            .and_then(|host| host.strip_suffix(']'))
+        {
+            Some(ip) => ip
+                .parse::<std::net::Ipv6Addr>()
+                .map_err(|_| DestinationError)?
+                .to_string(),
+            None => host.to_owned(),
+        };
+        let is_address = host.contains(':');
+        let is_name = !host.is_empty()
+            && host
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || b"-._".contains(&byte));
+        if is_address || is_name {
+            Ok(Self { host, port })
+        } else {
+            Err(DestinationError)
+        }
+    }
+}
+
+impl fmt::Display for Destination {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.host.contains(':') {
+            write!(f, "[{}]:{}", self.host, self.port)
+        } else {
+            write!(f, "{}:{}", self.host, self.port)
+        }
+    }
+}
+
+/// The text is no [`Destination`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("write a host and a port, as in `ledger.bank.svc:8443` or `[2001:db8::1]:8443`")]
+pub struct DestinationError;
+
+/// What a worker gives to each of its outbound listeners.
+#[derive(Clone, Debug)]
+pub struct Shared {
+    /// The identity in force.
+    pub identity: Arc<Live<Endpoint>>,
+    /// Where records go.
+    pub audit: Audit,
+    /// The way out.
+    pub lifecycle: Lifecycle,
+    /// The worker's tasks.
+    pub tasks: Tasks,
+    /// Metric families of handshakes.
+    pub tls_metrics: tls::Metrics,
+    /// Metric families of the data path.
+    pub metrics: exchange::Metrics,
+}
+
+/// One outbound listener in one worker.
+#[derive(Debug)]
+pub struct Outbound {
+    settings: Settings,
+    shared: Shared,
+    peers: Arc<Pool<Route>>,
+    service: Arc<str>,
+    meter: Arc<Meter>,
+}
+
+impl Outbound {
+    /// Prepares to serve what `settings` say.
+    #[must_use]
+    pub fn new(settings: Settings, shared: Shared) -> Arc<Self> {
+        let connector = Connector::new(
+            shared.identity.clone(),
+            settings.peer.clone(),
+            Offer::Http,
+            settings.listener.connect_timeout,
+            shared.tls_metrics.clone(),
+        );
+        let route = Route {
+            to: settings.to.clone(),
+            timeout: settings.listener.connect_timeout,
+            connector,
+            identity: shared.identity.clone(),
+        };
+        let service: Arc<str> = settings.to.to_string().into();
+        Arc::new(Self {
+            peers: Pool::new(route, upstream::Settings::default(), shared.tasks.clone()),
+            meter: shared.metrics.of(Direction::Outbound, &service),
+            service,
+            settings,
+            shared,
+        })
+    }
+
+    /// What was configured.
+    #[must_use]
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// Closes the kept connections to peers.
+    pub fn close(&self) {
+        self.peers.close();
+    }
+
+    /// Serves one accepted connection in a task of its own.
+    pub fn spawn(self: &Arc<Self>, stream: Stream, source: Source, slot: OwnedSemaphorePermit) {
+        let this = self.clone();
+        self.shared
+            .tasks
+            .spawn(async move { this.serve(stream, source, slot).await });
+    }
+
+    async fn serve(self: Arc<Self>, stream: Stream, source: Source, slot: OwnedSemaphorePermit) {
+        let connection = Connection {
+            facts: Arc::new(audit::Connection {
+                direction: Direction::Outbound,
+                own: self.shared.identity.get().map(|own| own.value.id().clone()),
+                peer: None,
+                service: self.service.clone(),
+                source: source.address(),
+            }),
+            outbound: self,
+            _slot: slot,
+        };
+        let settings = &connection.outbound.settings;
+        let timeout = match settings.listener.protocol {
+            Protocol::Tcp => return connection.serve_tcp(stream).await,
+            Protocol::Http => settings.http.header_timeout,
+            Protocol::Auto => settings.listener.detect_timeout,
+        };
+        match detect::peek(stream, timeout).await {
+            Ok((Detected::Http2Preface, stream)) => http::serve(connection, stream, true).await,
+            Ok((Detected::Http1, stream)) => http::serve(connection, stream, false).await,
+            Ok((_, stream)) if settings.listener.protocol == Protocol::Auto => {
+                connection.serve_tcp(stream).await
+            }
+            // HTTP answers what is not HTTP.
+            Ok((_, stream)) => http::serve(connection, stream, false).await,
+            Err(error) => tracing::debug!(%error, "application went away before it spoke"),
+        }
+    }
+}
+
+/// A connection from our application.
+struct Connection {
+    outbound: Arc<Outbound>,
+    facts: Arc<audit::Connection>,
+    /// Counted as open until the last request on it has ended.
+    _slot: OwnedSemaphorePermit,
+}
+
+impl Connection {
+    async fn serve_tcp<IO>(self, mut stream: IO)
+    where
+        IO: AsyncRead + AsyncWrite + Unpin,
+    {
+        let outbound = &*self.outbound;
+        let session = outbound.meter.session(exchange::Kind::Tcp);
+        let Ok(mut record) = outbound.shared.audit.open(Kind::Connection, &self.facts) else {
+            return session.ended(Outcome::AuditUnavailable);
+        };
+        record.if_dropped(Outcome::Cut);
+        let mut passed = Passed::default();
+        let outcome = self.relay_tcp(&mut stream, &mut record, &mut passed).await;
+        session.ended(outcome);
+        record.finish(outcome, passed.from_a, passed.from_b);
+    }
+
+    async fn relay_tcp<IO>(
+        &self,
+        stream: &mut IO,
+        record: &mut Record,
+        passed: &mut Passed,
+    ) -> Outcome
+    where
+        IO: AsyncRead + AsyncWrite + Unpin,
+    {
+        let outbound = &*self.outbound;
+        let Secured {
+            peer,
+            stream: mut answering,
+            endpoint,
+            ..
+        } = match outbound.peers.dialler().connect(Offer::Opaque).await {
+            Ok(secured) => secured,
+            Err(error) => {
+                outbound.tell_unreachable(&error);
+                record.verdict(unanswered(&error));
+                return error.outcome();
+            }
+        };
+        record.peer(peer.leaf().clone());
+        let standing = Standing {
+            peer,
+            own: endpoint,
+            identity: outbound.shared.identity.clone(),
+        };
+        let work = async {
+            let idle = outbound.settings.listener.idle_timeout;
+            let counters = outbound.meter.counters();
+            relay::both_ways(stream, &mut answering, idle, counters, passed)
+                .await
+                .outcome()
+        };
+        session::run(work, standing.lost(true, None), &outbound.shared.lifecycle).await
+    }
+}
+
+impl Outbound {
+    fn tell_unreachable(&self, error: &dyn std::error::Error) {
+        let error = chain(error);
+        tracing::warn!(to = %self.settings.to, expected = %self.settings.peer, %error, "cannot reach the peer");
+    }
+}
+
+/// Why nobody answered, in a record's words. Policy was not asked.
+fn unanswered(error: &DialError) -> Verdict {
+    Verdict {
+        reason: match error {
+            DialError::Handshake(error) => Some(error.label()),
+            _ => None,
+        },
+        ..Verdict::default()
+    }
+}
+
+/// The peers behind one outbound listener, as a place to connect to.
+#[derive(Debug)]
+struct Route {
+    to: Destination,
+    timeout: Duration,
+    connector: Connector,
+    identity: Arc<Live<Endpoint>>,
+}
+
+impl Route {
+    async fn connect(&self, offer: Offer) -> Result<Secured<TlsStream<Stream>>, DialError> {
+        let stream = self.open().await?;
+        match self.connector.connect_offering(stream, offer).await {
+            // Only another Doorward knows our name for opaque bytes; others may insist on one of theirs.
+            Err(HandshakeError::NoSharedAlpn) if offer == Offer::Opaque => {
+                let stream = self.open().await?;
+                Ok(self
+                    .connector
+                    .connect_offering(stream, Offer::Nothing)
+                    .await?)
+            }
+            secured => Ok(secured?),
+        }
+    }
+
+    /// The first address that accepts a connection.
+    async fn open(&self) -> Result<Stream, DialError> {
+        let connecting = async {
+            let mut last = io::Error::from(io::ErrorKind::NotFound);
+            for address in self.to.addresses().await.map_err(DialError::Resolve)? {
+                match listen::connect(&Address::Tcp(address)).await {
+                    Ok(stream) => return Ok(stream),
+                    Err(error) => last = error,
+                }
+            }
+            Err(DialError::Connect(last))
+        };
+        match tokio::time::timeout(self.timeout, connecting).await {
+            Ok(connected) => connected,
+            Err(_) => Err(DialError::Timeout(self.timeout)),
+        }
+    }
+}
+
+impl Dial for Route {
+    type Io = TlsStream<Stream>;
+
+    async fn dial(&self, wanted: Wanted) -> Result<Dialed<Self::Io>, DialError> {
+        let offer = match wanted {
+            Wanted::Any | Wanted::Http2 => Offer::Http,
+            Wanted::Http1 => Offer::Http1,
+        };
+        let secured = self.connect(offer).await?;
+        let ends = [
+            secured.peer.not_after(),
+            secured.endpoint.value.material().leaf().not_after,
+        ];
+        Ok(Dialed {
+            http2: secured.agreed == tls::Agreed::Http2,
+            epoch: secured.endpoint.generation,
+            not_after: ends.into_iter().min(),
+            standing: Some(Standing {
+                peer: secured.peer,
+                own: secured.endpoint,
+                identity: self.identity.clone(),
+            }),
+            io: secured.stream,
+        })
+    }
+
+    fn scheme(&self) -> Scheme {
+        Scheme::HTTPS
+    }
+
+    /// A connection made with an SVID that has been renewed, or judged by a bundle that has changed, takes
+    /// no new requests.
+    fn epoch(&self) -> u64 {
+        self.identity
+            .peek()
+            .as_ref()
+            .map_or(0, |endpoint| endpoint.generation)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn destinations_are_a_host_and_a_port() {
+        for (text, sound) in [
+            ("ledger.bank.svc:8443", true),
+            ("127.0.0.1:8443", true),
+            ("[::1]:8443", true),
+            ("::1:8443", true),
+            ("[::1:8443", false),
+            ("ledger", false),
+            ("ledger:0", false),
+            ("ledger:http", false),
+            (":8443", false),
+            ("https://ledger:8443", false),
+            ("a b:1", false),
+        ] {
+            assert_eq!(text.parse::<Destination>().is_ok(), sound, "{text}");
+        }
+        assert_eq!(
+            "[::1]:8443".parse::<Destination>().unwrap().to_string(),
+            "[::1]:8443"
+        );
+    }
+}

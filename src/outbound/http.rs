@@ -1,0 +1,147 @@
+//! The same for each HTTP request of our application: strip what it must not claim, forward, pass back.
+
+use std::sync::Arc;
+
+use http::{HeaderValue, Request, Response, StatusCode};
+use hyper::body::Incoming;
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use super::{Connection, Route};
+use crate::audit::Kind;
+use crate::exchange::{self, Exchange, Reply, Upload};
+use crate::headers;
+use crate::outcome::Outcome;
+use crate::serve;
+use crate::session::Standing;
+use crate::target;
+use crate::upgrade;
+use crate::upstream::{SendError, Wanted};
+
+/// Serves the requests of one connection.
+pub(super) async fn serve<IO>(connection: Connection, stream: IO, http2: bool)
+where
+    IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let outbound = connection.outbound.clone();
+    let connection = Arc::new(connection);
+    let session = outbound.meter.session(exchange::Kind::Http);
+    // Our own application needs no proof to be served.
+    let never = std::future::pending();
+    let service = |request| connection.clone().answer(request);
+    let outcome = serve::http(
+        stream,
+        http2,
+        outbound.settings.http,
+        &outbound.shared.lifecycle,
+        never,
+        service,
+    );
+    session.ended(outcome.await);
+}
+
+impl Connection {
+    /// Answers one request: with the peer's response, or with our refusal.
+    async fn answer(self: Arc<Self>, request: Request<Incoming>) -> Response<Reply<Route>> {
+        let outbound = &self.outbound;
+        let grpc = headers::is_grpc(request.headers());
+        let Ok(mut record) = outbound.shared.audit.open(Kind::Request, &self.facts) else {
+            return exchange::unrecorded(&outbound.meter, Outcome::AuditUnavailable, grpc);
+        };
+        record.request(&request);
+        let exchange = Exchange::open(outbound.meter.clone(), record);
+        match self.pass_on(&exchange, request).await {
+            Ok(response) => response,
+            Err(outcome) => exchange.refuse(outcome, grpc),
+        }
+    }
+
+    async fn pass_on(
+        self: &Arc<Self>,
+        exchange: &Arc<Exchange>,
+        mut request: Request<Incoming>,
+    ) -> Result<Response<Reply<Route>>, Outcome> {
+        target::check(&request)?;
+        let version = request.version();
+        let upgrade = headers::upgrade(request.method(), version, request.headers());
+        let headers = request.headers_mut();
+        headers::strip_hop_by_hop(headers);
+        headers::strip_identity(headers);
+        headers::add_via(headers, version);
+        if let Some(protocol) = upgrade {
+            return self.upgrade(exchange, request, protocol).await;
+        }
+        let request = request.map(|body| Upload::new(body, exchange.clone()));
+        let wanted = if headers::is_grpc(request.headers()) {
+            Wanted::Http2
+        } else {
+            Wanted::Any
+        };
+        let (mut response, lease) = match self.outbound.peers.send(request, wanted).await {
+            Ok(answered) => answered,
+            Err(error) => return Err(self.failed(exchange, &error)),
+        };
+        note_peer(exchange, lease.standing());
+        headers::strip_hop_by_hop(response.headers_mut());
+        Ok(exchange.clone().pass_on(response, Some(lease)))
+    }
+
+    /// Sends a request that asks for an upgrade on a connection of its own, and relays what follows.
+    async fn upgrade(
+        self: &Arc<Self>,
+        exchange: &Arc<Exchange>,
+        mut request: Request<Incoming>,
+        protocol: HeaderValue,
+    ) -> Result<Response<Reply<Route>>, Outcome> {
+        let asking = hyper::upgrade::on(&mut request);
+        headers::set_upgrade(request.headers_mut(), protocol);
+        let request = request.map(|body| Upload::new(body, exchange.clone()));
+        let (mut response, standing) = match self.outbound.peers.send_alone(request).await {
+            Ok(answered) => answered,
+            Err(error) => return Err(self.failed(exchange, &error)),
+        };
+        note_peer(exchange, standing.as_ref());
+        if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+            headers::strip_hop_by_hop(response.headers_mut());
+            return Ok(exchange.clone().pass_on(response, None));
+        }
+        let answering = hyper::upgrade::on(&mut response);
+        let switched = exchange.switch(response);
+        let (exchange, this) = (exchange.clone(), self.clone());
+        self.outbound.shared.tasks.spawn(async move {
+            let outbound = &this.outbound;
+            let lost = async {
+                match &standing {
+                    Some(standing) => standing.lost(true, None).await,
+                    None => std::future::pending().await,
+                }
+            };
+            let idle = outbound.settings.listener.idle_timeout;
+            let lifecycle = &outbound.shared.lifecycle;
+            upgrade::relay(
+                asking,
+                answering,
+                &exchange,
+                &outbound.meter,
+                idle,
+                lost,
+                lifecycle,
+            )
+            .await;
+        });
+        Ok(switched)
+    }
+
+    fn failed(&self, exchange: &Exchange, error: &SendError) -> Outcome {
+        self.outbound.tell_unreachable(error);
+        if let SendError::Dial(error) = error {
+            exchange.note(|record| record.verdict(super::unanswered(error)));
+        }
+        error.outcome()
+    }
+}
+
+fn note_peer(exchange: &Exchange, standing: Option<&Standing>) {
+    if let Some(standing) = standing {
+        exchange.note(|record| record.peer(standing.peer.leaf().clone()));
+    }
+}

@@ -1,0 +1,98 @@
+//! How many threads and runtimes? Nobody else knows.
+//!
+//! Each worker is a thread with a single-threaded runtime of its own: its listeners, its connections and
+//! its pools never meet those of another. Control work (identity, policy, health) has the main thread, so
+//! that a slow scrape never delays a request.
+
+use std::future::Future;
+use std::io;
+use std::thread::JoinHandle;
+
+use tokio::runtime::{Builder, Runtime};
+use tokio::sync::mpsc;
+
+/// The runtime of the control thread.
+///
+/// # Errors
+/// When the operating system has no room for it.
+pub fn control() -> io::Result<Runtime> {
+    Builder::new_current_thread().enable_all().build()
+}
+
+/// As many workers as CPUs are granted to this process; at least one.
+#[must_use]
+pub fn default_workers() -> usize {
+    std::thread::available_parallelism().map_or(1, Into::into)
+}
+
+/// Threads that work.
+#[derive(Debug)]
+pub struct Workers {
+    threads: Vec<JoinHandle<()>>,
+    ended: mpsc::Receiver<()>,
+}
+
+/// Starts a thread for each of `jobs`. A worker ends when its job does; its runtime would take unfinished
+/// tasks along.
+///
+/// # Errors
+/// When a thread or a runtime cannot be had.
+pub fn start<J, F>(jobs: impl IntoIterator<Item = J>) -> io::Result<Workers>
+where
+    J: FnOnce() -> F + Send + 'static,
+    F: Future<Output = ()>,
+{
+    let (working, ended) = mpsc::channel(1);
+    let mut threads = Vec::new();
+    for (index, job) in jobs.into_iter().enumerate() {
+        let runtime = Builder::new_current_thread().enable_all().build()?;
+        let working = working.clone();
+        let name = format!("worker-{index}");
+        threads.push(std::thread::Builder::new().name(name).spawn(move || {
+            runtime.block_on(job());
+            drop(working);
+        })?);
+    }
+    Ok(Workers { threads, ended })
+}
+
+impl Workers {
+    /// Completes when all have ended.
+    pub async fn ended(&mut self) {
+        // Nothing is ever sent: the channel closes when the last worker drops its end.
+        while self.ended.recv().await.is_some() {}
+    }
+
+    /// Waits for the threads, after [`Workers::ended`]. False if one of them panicked.
+    #[must_use]
+    pub fn join(self) -> bool {
+        self.threads
+            .into_iter()
+            .map(|thread| thread.join().is_ok())
+            .fold(true, |all, one| all && one)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    #[test]
+    fn every_job_runs_on_a_thread_of_its_own_and_is_waited_for() {
+        let done = Arc::new(AtomicUsize::new(0));
+        let jobs = (0..3).map(|_| {
+            let done = done.clone();
+            move || async move {
+                tokio::task::yield_now().await;
+                done.fetch_add(1, Ordering::Relaxed);
+            }
+        });
+        let mut workers = start(jobs).unwrap();
+        control().unwrap().block_on(workers.ended());
+        assert!(workers.join());
+        assert_eq!(done.load(Ordering::Relaxed), 3);
+    }
+}

@@ -1,0 +1,221 @@
+//! How is one HTTP connection served, from its first request to its goodbye?
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::pin::Pin;
+use std::time::Duration;
+
+use http::header::{CONNECTION, HeaderValue};
+use http::{Request, Response, Version};
+use http_body::Body;
+use hyper::body::{Bytes, Incoming};
+use hyper::server::conn::{http1, http2};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::Instant;
+
+use crate::lifecycle::{Lifecycle, Phase};
+use crate::outcome::Outcome;
+use crate::upstream::{CONNECTION_WINDOW, MAX_FRAME, STREAM_WINDOW};
+
+/// Limits of one HTTP connection.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// How long a request's head may take, and how long a kept HTTP/1.1 connection may idle.
+    pub header_timeout: Duration,
+    /// Bytes of a request's head.
+    pub header_bytes: u32,
+    /// HTTP/2 streams at once.
+    pub streams: u32,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            header_timeout: Duration::from_secs(60),
+            header_bytes: 64 * 1024,
+            streams: 1000,
+        }
+    }
+}
+
+/// Serves requests on `io` until the other side is done. When `lost` completes, requests under way may
+/// still end, for [`FAREWELL`]. When the drain begins, HTTP/2 says GOAWAY and HTTP/1.1 answers with
+/// `connection: close`; an HTTP/1.1 connection that idles is closed a little later, so that a request
+/// already on its way is not lost.
+pub async fn http<IO, S, F, B>(
+    io: IO,
+    http2: bool,
+    limits: Limits,
+    lifecycle: &Lifecycle,
+    lost: impl Future<Output = Outcome>,
+    service: S,
+) -> Outcome
+where
+    IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    S: Fn(Request<Incoming>) -> F,
+    F: Future<Output = Response<B>> + Send + 'static,
+    B: Body<Data = Bytes, Error = hyper::Error> + Send + 'static,
+{
+    let io = TokioIo::new(io);
+    if http2 {
+        let service = service_fn(|request| {
+            let response = service(request);
+            async move { Ok::<_, Infallible>(response.await) }
+        });
+        let connection = http2::Builder::new(TokioExecutor::new())
+            .timer(TokioTimer::new())
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .max_frame_size(MAX_FRAME)
+            .max_concurrent_streams(limits.streams)
+            .max_header_list_size(limits.header_bytes)
+            .max_send_buf_size(MAX_FRAME as usize * 4)
+            .auto_date_header(false)
+            .serve_connection(io, service);
+        drive(std::pin::pin!(connection), Duration::ZERO, lifecycle, lost).await
+    } else {
+        let service = service_fn(|request: Request<Incoming>| {
+            let version = request.version();
+            let response = service(request);
+            let lifecycle = lifecycle.clone();
+            async move {
+                let mut response = response.await;
+                if version != Version::HTTP_2
+                    && lifecycle.phase() >= Phase::Draining
+                    && response.status() != http::StatusCode::SWITCHING_PROTOCOLS
+                {
+                    let close = HeaderValue::from_static("close");
+                    response.headers_mut().insert(CONNECTION, close);
+                }
+                Ok::<_, Infallible>(response)
+            }
+        });
+        let connection = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(limits.header_timeout)
+            .max_header_size(limits.header_bytes as usize)
+            .auto_date_header(false)
+            .serve_connection(io, service)
+            .with_upgrades();
+        drive(std::pin::pin!(connection), LINGER, lifecycle, lost).await
+    }
+}
+
+/// A connection that can be asked to end once its requests have.
+trait Goodbye: Future<Output = hyper::Result<()>> {
+    fn goodbye(self: Pin<&mut Self>);
+}
+
+impl<IO, S, B> Goodbye for http1::UpgradeableConnection<IO, S>
+where
+    S: hyper::service::HttpService<Incoming, ResBody = B>,
+    S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    IO: hyper::rt::Read + hyper::rt::Write + Unpin + Send + 'static,
+    B: Body + 'static,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    fn goodbye(self: Pin<&mut Self>) {
+        self.graceful_shutdown();
+    }
+}
+
+impl<IO, S, B> Goodbye for http2::Connection<IO, S, TokioExecutor>
+where
+    S: hyper::service::HttpService<Incoming, ResBody = B>,
+    S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    S::Future: Send + 'static,
+    IO: hyper::rt::Read + hyper::rt::Write + Unpin,
+    B: Body + Send + 'static,
+    B::Data: Send,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    fn goodbye(self: Pin<&mut Self>) {
+        self.graceful_shutdown();
+    }
+}
+
+async fn drive(
+    mut connection: Pin<&mut impl Goodbye>,
+    linger: Duration,
+    lifecycle: &Lifecycle,
+    lost: impl Future<Output = Outcome>,
+) -> Outcome {
+    let mut lost = std::pin::pin!(lost);
+    let mut draining = std::pin::pin!(lifecycle.reached(Phase::Draining));
+    let mut cut = std::pin::pin!(lifecycle.reached(Phase::Cut));
+    let mut stage = Stage::Serving;
+    loop {
+        let (serving, deadline) = match stage {
+            Stage::Serving => (true, None),
+            Stage::Lingering(at) => (false, Some(at)),
+            Stage::Leaving => (false, None),
+            Stage::Lost(_, at) => (false, Some(at)),
+        };
+        let is_lost = matches!(stage, Stage::Lost(..));
+        tokio::select! {
+            biased;
+            ended = connection.as_mut() => {
+                if let Err(error) = &ended {
+                    tracing::debug!(%error, "HTTP connection ended");
+                }
+                return match (stage, ended) {
+                    (Stage::Lost(why, _), _) => why,
+                    (_, Ok(())) => Outcome::Completed,
+                    (_, Err(error)) => outcome_of(&error),
+                };
+            }
+            why = &mut lost, if !is_lost => {
+                connection.as_mut().goodbye();
+                stage = Stage::Lost(why, Instant::now() + FAREWELL);
+            }
+            () = &mut draining, if serving => {
+                stage = Stage::Lingering(Instant::now() + linger);
+            }
+            () = &mut cut => return Outcome::Cut,
+            () = sleep_until(deadline) => match stage {
+                Stage::Lost(why, _) => return why,
+                _ => {
+                    connection.as_mut().goodbye();
+                    stage = Stage::Leaving;
+                }
+            },
+        }
+    }
+}
+
+/// How far a connection is.
+#[derive(Clone, Copy)]
+enum Stage {
+    Serving,
+    /// The drain has begun; until then, a request that is on its way is still answered.
+    Lingering(Instant),
+    /// It ends with its last request.
+    Leaving,
+    /// It stands on nothing any more, and ends at that instant at the latest.
+    Lost(Outcome, Instant),
+}
+
+async fn sleep_until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline).await,
+        None => std::future::pending().await,
+    }
+}
+
+fn outcome_of(error: &hyper::Error) -> Outcome {
+    if error.is_timeout() {
+        Outcome::IdleTimeout
+    } else if error.is_parse() {
+        Outcome::BadRequest
+    } else {
+        Outcome::ClientGone
+    }
+}
+
+/// How long requests under way may go on when their connection has lost its standing.
+pub const FAREWELL: Duration = Duration::from_millis(500);
+
+/// How long a kept HTTP/1.1 connection stays open in a drain for a request already on its way.
+const LINGER: Duration = Duration::from_secs(1);

@@ -1,0 +1,137 @@
+//! Which host and path does a request name, and how is that written for the next hop?
+
+use http::header::HOST;
+use http::uri::{Authority, Scheme};
+use http::{HeaderValue, Method, Request, Uri, Version};
+
+use crate::outcome::Outcome;
+
+/// The one host that a request names, if it names any (RFC 9112 §3.2, RFC 9113 §8.3.1).
+///
+/// # Errors
+/// When it names none although it must, or several; or asks for a tunnel.
+pub fn check<B>(request: &Request<B>) -> Result<Option<Authority>, Outcome> {
+    if *request.method() == Method::CONNECT {
+        return Err(Outcome::BadRequest);
+    }
+    let mut hosts = request.headers().get_all(HOST).iter();
+    let named = match (hosts.next(), hosts.next()) {
+        (None, _) => None,
+        (Some(host), None) if host.is_empty() => None,
+        (Some(host), None) => {
+            Some(Authority::try_from(host.as_bytes()).map_err(|_| Outcome::BadRequest)?)
+        }
+        (Some(_), Some(_)) => return Err(Outcome::BadRequest),
+    };
+    match (request.uri().authority(), named) {
+        // An absolute target counts, whatever the header says; over HTTP/2 the two must agree.
+        (Some(target), Some(named)) if request.version() == Version::HTTP_2 && *target != named => {
+            Err(Outcome::BadRequest)
+        }
+        (Some(target), _) => Ok(Some(target.clone())),
+        (None, None)
+            if request.version() == Version::HTTP_11 && !request.headers().contains_key(HOST) =>
+        {
+            Err(Outcome::BadRequest)
+        }
+        (None, named) => Ok(named),
+    }
+}
+
+/// Writes the target of `request` in the form that the next hop's protocol wants: over HTTP/2 with
+/// scheme and authority, over HTTP/1.1 a path, and a `host` header.
+///
+/// # Errors
+/// When the parts make no target.
+pub fn address<B>(
+    request: &mut Request<B>,
+    http2: bool,
+    scheme: Scheme,
+) -> Result<(), http::Error> {
+    let mut parts = std::mem::take(request.uri_mut()).into_parts();
+    let headers = request.headers_mut();
+    if http2 {
+        let host = headers.remove(HOST);
+        if parts.authority.is_none() {
+            parts.authority = Some(match host {
+                Some(host) if !host.is_empty() => Authority::try_from(host.as_bytes())?,
+                _ => Authority::from_static("localhost"),
+            });
+        }
+        parts.scheme = Some(scheme);
+        *request.version_mut() = Version::HTTP_2;
+    } else {
+        // An absolute target counts, whatever the header says.
+        match parts.authority.take() {
+            Some(authority) => {
+                drop(headers.insert(HOST, HeaderValue::from_str(authority.as_str())?))
+            }
+            None if !headers.contains_key(HOST) => {
+                drop(headers.insert(HOST, HeaderValue::from_static("")))
+            }
+            None => {}
+        }
+        parts.scheme = None;
+        *request.version_mut() = Version::HTTP_11;
+    }
+    *request.uri_mut() = Uri::from_parts(parts)?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request(version: Version, method: &str, uri: &str, hosts: &[&str]) -> Request<()> {
+        let mut request = Request::builder().version(version).method(method).uri(uri);
+        for host in hosts {
+            request = request.header(HOST, *host);
+        }
+        request.body(()).unwrap()
+    }
+
+    #[test]
+    fn a_request_names_one_host_or_is_refused() {
+        let (one, two) = (Version::HTTP_11, Version::HTTP_2);
+        for (version, uri, hosts, named) in [
+            (one, "/", &["a:1"][..], Some(Some("a:1"))),
+            (one, "http://b/", &["a"], Some(Some("b"))),
+            (one, "/", &[""], Some(None)),
+            (one, "/", &[], None),
+            (one, "/", &["a", "a"], None),
+            (one, "/", &["a b"], None),
+            (one, "/", &["a/b"], None),
+            (Version::HTTP_10, "/", &[], Some(None)),
+            (two, "https://a/", &[], Some(Some("a"))),
+            (two, "https://a/", &["a"], Some(Some("a"))),
+            (two, "https://a/", &["b"], None),
+        ] {
+            let found = check(&request(version, "GET", uri, hosts)).ok();
+            let found = found.map(|authority| authority.map(|authority| authority.to_string()));
+            assert_eq!(
+                found,
+                named.map(|named| named.map(ToOwned::to_owned)),
+                "{version:?} {uri} {hosts:?}"
+            );
+        }
+        assert!(check(&request(one, "CONNECT", "a:1", &["a:1"])).is_err());
+    }
+
+    #[test]
+    fn targets_translate_between_the_protocols_and_back() {
+        let mut it = request(Version::HTTP_11, "GET", "/x?y=1", &["a:1"]);
+        address(&mut it, true, Scheme::HTTPS).unwrap();
+        assert_eq!(it.uri(), "https://a:1/x?y=1");
+        assert!(!it.headers().contains_key(HOST));
+        address(&mut it, false, Scheme::HTTPS).unwrap();
+        assert_eq!(it.uri(), "/x?y=1");
+        assert_eq!(it.headers()[HOST], "a:1");
+        let mut old = request(Version::HTTP_10, "OPTIONS", "*", &[]);
+        address(&mut old, true, Scheme::HTTP).unwrap();
+        address(&mut old, false, Scheme::HTTP).unwrap();
+        assert_eq!(
+            (old.uri().path(), &old.headers()[HOST]),
+            ("*", &HeaderValue::from_static("localhost"))
+        );
+    }
+}

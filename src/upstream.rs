@@ -1,0 +1,564 @@
+//! Which open connection carries this request? Connections of one worker to one place, kept for reuse.
+//!
+//! One pool serves both directions: to the peer's sidecar over mutual TLS, and to our own application in
+//! plain. What differs is how to [`Dial`]. An HTTP/2 connection is shared by many requests; an HTTP/1.1
+//! connection is lent to one at a time and comes back when the response has been read to its end.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::future::Future;
+use std::io;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+use http::uri::Scheme;
+use http::{Method, Request, Response};
+use http_body::Body as _;
+use hyper::body::Incoming;
+use hyper::client::conn::{http1, http2};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use crate::exchange::Upload;
+use crate::lifecycle::Tasks;
+use crate::outcome::Outcome;
+use crate::session::Standing;
+use crate::target;
+use crate::tls::HandshakeError;
+
+/// How to reach the one place that a pool leads to.
+pub trait Dial: Send + Sync + 'static {
+    /// The stream it opens.
+    type Io: AsyncRead + AsyncWrite + Unpin + Send + 'static;
+
+    /// Opens a connection that can speak `wanted`.
+    fn dial(
+        &self,
+        wanted: Wanted,
+    ) -> impl Future<Output = Result<Dialed<Self::Io>, DialError>> + Send;
+
+    /// The scheme of the targets there.
+    fn scheme(&self) -> Scheme;
+
+    /// The generation of what connections are made with. Those of an older one take no new requests.
+    fn epoch(&self) -> u64;
+}
+
+/// What a request needs of its connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wanted {
+    /// Whatever both sides like best.
+    Any,
+    /// HTTP/1.1, for an upgrade or because the application speaks nothing else.
+    Http1,
+    /// HTTP/2.
+    Http2,
+}
+
+/// A connection just opened.
+#[derive(Debug)]
+pub struct Dialed<Io> {
+    /// The stream.
+    pub io: Io,
+    /// Whether to speak HTTP/2 on it, or else HTTP/1.1.
+    pub http2: bool,
+    /// [`Dial::epoch`] at the time of dialling.
+    pub epoch: u64,
+    /// When what it was made with ends: it takes no new requests shortly before.
+    pub not_after: Option<SystemTime>,
+    /// Who answered, and what that rests on, where it was proved.
+    pub standing: Option<Standing>,
+}
+
+/// Why no connection could be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum DialError {
+    /// The name has no address.
+    #[error("cannot resolve the name")]
+    Resolve(#[source] io::Error),
+    /// Nobody accepts the connection.
+    #[error("cannot connect")]
+    Connect(#[source] io::Error),
+    /// Nobody answered in time.
+    #[error("no connection within {0:?}")]
+    Timeout(Duration),
+    /// Who answered is not who should, or would not have us.
+    #[error("the TLS handshake failed")]
+    Handshake(#[from] HandshakeError),
+    /// HTTP could not be started on the connection.
+    #[error("the connection does not speak HTTP")]
+    Http(#[source] hyper::Error),
+}
+
+/// Why a request got no response.
+#[derive(Debug, thiserror::Error)]
+pub enum SendError {
+    /// It was never sent.
+    #[error("no connection to send the request on")]
+    Dial(#[from] DialError),
+    /// Its target cannot be written for the next hop.
+    #[error("the request has no sound target")]
+    Target(#[from] http::Error),
+    /// It may have been received.
+    #[error("the connection failed before a response came")]
+    Exchange(#[source] hyper::Error),
+}
+
+impl DialError {
+    /// How an exchange ends that needed this connection.
+    #[must_use]
+    pub fn outcome(&self) -> Outcome {
+        match self {
+            Self::Resolve(_) | Self::Connect(_) => Outcome::UpstreamUnreachable,
+            Self::Timeout(_) => Outcome::UpstreamTimeout,
+            Self::Handshake(error) => error.outcome(),
+            Self::Http(_) => Outcome::UpstreamFailed,
+        }
+    }
+}
+
+impl SendError {
+    /// How the exchange ends.
+    #[must_use]
+    pub fn outcome(&self) -> Outcome {
+        match self {
+            Self::Dial(error) => error.outcome(),
+            Self::Target(_) => Outcome::BadRequest,
+            Self::Exchange(_) => Outcome::UpstreamFailed,
+        }
+    }
+}
+
+/// The connections of one worker to one place.
+pub struct Pool<D: Dial> {
+    dial: D,
+    settings: Settings,
+    tasks: Tasks,
+    open: Mutex<Open>,
+    /// Held while an HTTP/2 connection is being opened: those who come meanwhile share it.
+    opening: tokio::sync::Mutex<()>,
+}
+
+/// Limits of one [`Pool`].
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    /// HTTP/2 requests on one connection before another one is opened.
+    pub streams: usize,
+    /// Idle HTTP/1.1 connections that are kept.
+    pub idle: usize,
+    /// How long an idle HTTP/1.1 connection is kept.
+    pub idle_for: Duration,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            streams: 200,
+            idle: 256,
+            idle_for: Duration::from_secs(30),
+        }
+    }
+}
+
+#[derive(Default)]
+struct Open {
+    shared: Vec<Arc<Shared>>,
+    /// The most recently used is at the back.
+    idle: VecDeque<Idle>,
+    /// The other side chose HTTP/1.1 last time, so opening needs no waiting for each other.
+    prefers_http1: bool,
+}
+
+/// An HTTP/2 connection.
+struct Shared {
+    sender: http2::SendRequest<Upload>,
+    streams: AtomicUsize,
+    term: Term,
+}
+
+/// An HTTP/1.1 connection that nobody uses.
+struct Idle {
+    sender: http1::SendRequest<Upload>,
+    term: Term,
+    since: Instant,
+}
+
+/// How long a connection may take new requests.
+#[derive(Clone, Debug)]
+struct Term {
+    epoch: u64,
+    retire_at: Option<SystemTime>,
+    standing: Option<Standing>,
+}
+
+impl Term {
+    /// A connection retires when a tenth of its remaining time is left, so that the peer never has to
+    /// refuse a request on it.
+    fn of<Io>(dialed: &Dialed<Io>, now: SystemTime) -> Self {
+        Self {
+            standing: dialed.standing.clone(),
+            ..Self::new(dialed.epoch, dialed.not_after, now)
+        }
+    }
+
+    fn new(epoch: u64, not_after: Option<SystemTime>, now: SystemTime) -> Self {
+        let retire_at = not_after.map(|end| {
+            let left = end.duration_since(now).unwrap_or_default();
+            end - (left / 10).min(Duration::from_secs(30))
+        });
+        Self {
+            epoch,
+            retire_at,
+            standing: None,
+        }
+    }
+
+    fn holds(&self, epoch: u64, now: SystemTime) -> bool {
+        self.epoch == epoch && self.retire_at.is_none_or(|end| now < end)
+    }
+}
+
+impl<D: Dial> Pool<D> {
+    /// A pool without connections yet. Those it opens run among `tasks`.
+    pub fn new(dial: D, settings: Settings, tasks: Tasks) -> Arc<Self> {
+        Arc::new(Self {
+            dial,
+            settings,
+            tasks,
+            open: Mutex::default(),
+            opening: tokio::sync::Mutex::default(),
+        })
+    }
+
+    /// How the connections are made.
+    pub fn dialler(&self) -> &D {
+        &self.dial
+    }
+
+    /// Sends `request` and waits for the head of its response. What comes with it is to be told when the
+    /// response has ended.
+    ///
+    /// A request is sent again when it certainly did not reach the other side, or when a kept connection
+    /// turned out to be closed and asking again is safe (RFC 9110 §9.2.2) and possible (no body).
+    ///
+    /// # Errors
+    /// [`SendError`] tells whether it may have been received.
+    pub async fn send(
+        self: &Arc<Self>,
+        mut request: Request<Upload>,
+        wanted: Wanted,
+    ) -> Result<(Response<Incoming>, Lease<D>), SendError> {
+        let mut attempt = 0;
+        loop {
+            attempt += 1;
+            let connection = match self.kept(wanted) {
+                Some(connection) => connection,
+                None => self.open(wanted).await?,
+            };
+            let refused = match connection {
+                Connection::Shared(shared) => {
+                    target::address(&mut request, true, self.dial.scheme())?;
+                    let mut sender = shared.sender.clone();
+                    let slot = Slot::take(shared);
+                    match sender.try_send_request(request).await {
+                        Ok(response) => return Ok((response, Lease(Lent::Stream(slot)))),
+                        Err(refused) => refused,
+                    }
+                }
+                Connection::Own {
+                    mut sender,
+                    term,
+                    fresh,
+                } => {
+                    target::address(&mut request, false, self.dial.scheme())?;
+                    let again = (!fresh).then(|| repeatable(&request)).flatten();
+                    match sender.try_send_request(request).await {
+                        Ok(response) => {
+                            let lent = Lent::Connection(sender, term, self.clone());
+                            return Ok((response, Lease(lent)));
+                        }
+                        Err(mut refused) => match refused.take_message().or(again) {
+                            Some(unsent) if attempt < ATTEMPTS => {
+                                request = unsent;
+                                continue;
+                            }
+                            _ => return Err(SendError::Exchange(refused.into_error())),
+                        },
+                    }
+                }
+            };
+            let mut refused = refused;
+            match refused.take_message() {
+                Some(unsent) if attempt < ATTEMPTS => request = unsent,
+                _ => return Err(SendError::Exchange(refused.into_error())),
+            }
+        }
+    }
+
+    /// Opens an HTTP/1.1 connection for one exchange that will take it over: an upgrade.
+    ///
+    /// # Errors
+    /// As [`Pool::send`].
+    pub async fn send_alone(
+        &self,
+        mut request: Request<Upload>,
+    ) -> Result<(Response<Incoming>, Option<Standing>), SendError> {
+        let dialed = self.dial.dial(Wanted::Http1).await?;
+        let standing = dialed.standing;
+        let (mut sender, connection) = http1::Builder::new()
+            .handshake(TokioIo::new(dialed.io))
+            .await
+            .map_err(DialError::Http)?;
+        self.tasks.spawn(async move {
+            if let Err(error) = connection.with_upgrades().await {
+                tracing::debug!(%error, "connection before an upgrade ended");
+            }
+        });
+        target::address(&mut request, false, self.dial.scheme())?;
+        let response = sender
+            .send_request(request)
+            .await
+            .map_err(SendError::Exchange)?;
+        Ok((response, standing))
+    }
+
+    /// A connection that is open already.
+    fn kept(&self, wanted: Wanted) -> Option<Connection> {
+        let (epoch, now) = (self.dial.epoch(), SystemTime::now());
+        let mut open = self.locked();
+        if wanted != Wanted::Http1 {
+            // Dropping our handle lets the connection finish its streams and close.
+            open.shared
+                .retain(|shared| shared.term.holds(epoch, now) && !shared.sender.is_closed());
+            let free = |shared: &&Arc<Shared>| {
+                shared.streams.load(Ordering::Relaxed) < self.settings.streams
+            };
+            if let Some(shared) = open.shared.iter().find(free) {
+                return Some(Connection::Shared(shared.clone()));
+            }
+        }
+        if wanted != Wanted::Http2 {
+            let idle_for = self.settings.idle_for;
+            while open
+                .idle
+                .front()
+                .is_some_and(|idle| idle.since.elapsed() > idle_for)
+            {
+                open.idle.pop_front();
+            }
+            open.idle
+                .retain(|idle| idle.term.holds(epoch, now) && !idle.sender.is_closed());
+            let ready = open.idle.iter().rposition(|idle| idle.sender.is_ready())?;
+            let Idle { sender, term, .. } = open.idle.remove(ready)?;
+            return Some(Connection::Own {
+                sender,
+                term,
+                fresh: false,
+            });
+        }
+        None
+    }
+
+    async fn open(self: &Arc<Self>, wanted: Wanted) -> Result<Connection, DialError> {
+        let alone =
+            wanted == Wanted::Http1 || (wanted == Wanted::Any && self.locked().prefers_http1);
+        if alone {
+            return self.open_now(wanted).await;
+        }
+        let _turn = self.opening.lock().await;
+        match self.kept(wanted) {
+            Some(connection) => Ok(connection),
+            None => self.open_now(wanted).await,
+        }
+    }
+
+    async fn open_now(self: &Arc<Self>, wanted: Wanted) -> Result<Connection, DialError> {
+        let dialed = self.dial.dial(wanted).await?;
+        let term = Term::of(&dialed, SystemTime::now());
+        let io = TokioIo::new(dialed.io);
+        if wanted == Wanted::Any {
+            self.locked().prefers_http1 = !dialed.http2;
+        }
+        if dialed.http2 {
+            let (sender, connection) = http2::Builder::new(TokioExecutor::new())
+                .initial_stream_window_size(STREAM_WINDOW)
+                .initial_connection_window_size(CONNECTION_WINDOW)
+                .max_frame_size(MAX_FRAME)
+                .initial_max_send_streams(self.settings.streams)
+                .max_send_buf_size(MAX_FRAME as usize * 4)
+                .handshake(io)
+                .await
+                .map_err(DialError::Http)?;
+            self.tasks.spawn(async move {
+                if let Err(error) = connection.await {
+                    tracing::debug!(%error, "HTTP/2 connection ended");
+                }
+            });
+            let streams = AtomicUsize::new(0);
+            let shared = Arc::new(Shared {
+                sender,
+                streams,
+                term,
+            });
+            self.locked().shared.push(shared.clone());
+            Ok(Connection::Shared(shared))
+        } else {
+            let (sender, connection) = http1::Builder::new()
+                .handshake(io)
+                .await
+                .map_err(DialError::Http)?;
+            self.tasks.spawn(async move {
+                if let Err(error) = connection.await {
+                    tracing::debug!(%error, "HTTP/1.1 connection ended");
+                }
+            });
+            Ok(Connection::Own {
+                sender,
+                term,
+                fresh: true,
+            })
+        }
+    }
+
+    /// Closes what nobody uses. What is in use ends with its last response.
+    pub fn close(&self) {
+        let mut open = self.locked();
+        open.shared.clear();
+        open.idle.clear();
+    }
+
+    fn give_back(&self, sender: http1::SendRequest<Upload>, term: Term) {
+        if sender.is_closed() || !term.holds(self.dial.epoch(), SystemTime::now()) {
+            return;
+        }
+        let mut open = self.locked();
+        if open.idle.len() >= self.settings.idle {
+            open.idle.pop_front();
+        }
+        let since = Instant::now();
+        open.idle.push_back(Idle {
+            sender,
+            term,
+            since,
+        });
+    }
+
+    fn locked(&self) -> MutexGuard<'_, Open> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<D: Dial> fmt::Debug for Pool<D> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let open = self.locked();
+        f.debug_struct("Pool")
+            .field("shared", &open.shared.len())
+            .field("idle", &open.idle.len())
+            .finish_non_exhaustive()
+    }
+}
+
+/// A request as it could be asked again: a safe method and no body. The copy shares the header values.
+fn repeatable(request: &Request<Upload>) -> Option<Request<Upload>> {
+    let safe = matches!(
+        *request.method(),
+        Method::GET | Method::HEAD | Method::OPTIONS
+    );
+    if !safe || !request.body().is_end_stream() {
+        return None;
+    }
+    let mut copy = Request::new(Upload::empty());
+    *copy.method_mut() = request.method().clone();
+    *copy.uri_mut() = request.uri().clone();
+    *copy.headers_mut() = request.headers().clone();
+    Some(copy)
+}
+
+/// How often one request is put on a connection at most.
+const ATTEMPTS: usize = 3;
+
+/// Credit for one HTTP/2 stream, in bytes.
+pub const STREAM_WINDOW: u32 = 256 * 1024;
+/// Credit for one HTTP/2 connection, in bytes.
+pub const CONNECTION_WINDOW: u32 = 1024 * 1024;
+/// The largest HTTP/2 frame we take, in bytes.
+pub const MAX_FRAME: u32 = 64 * 1024;
+
+enum Connection {
+    Shared(Arc<Shared>),
+    Own {
+        sender: http1::SendRequest<Upload>,
+        term: Term,
+        fresh: bool,
+    },
+}
+
+/// The use of a connection by one exchange. Dropping it gives up what is not finished.
+pub struct Lease<D: Dial>(Lent<D>);
+
+enum Lent<D: Dial> {
+    Stream(Slot),
+    Connection(http1::SendRequest<Upload>, Term, Arc<Pool<D>>),
+}
+
+impl<D: Dial> Lease<D> {
+    /// Who answers on this connection, where that was proved.
+    #[must_use]
+    pub fn standing(&self) -> Option<&Standing> {
+        match &self.0 {
+            Lent::Stream(slot) => slot.0.term.standing.as_ref(),
+            Lent::Connection(_, term, _) => term.standing.as_ref(),
+        }
+    }
+
+    /// The response has been read to its end: the connection may serve the next request.
+    pub fn finished(self) {
+        if let Lent::Connection(sender, term, pool) = self.0 {
+            pool.give_back(sender, term);
+        }
+    }
+}
+
+impl<D: Dial> fmt::Debug for Lease<D> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self.0 {
+            Lent::Stream(_) => "Lease(stream)",
+            Lent::Connection(..) => "Lease(connection)",
+        })
+    }
+}
+
+/// One stream on a shared connection, counted.
+struct Slot(Arc<Shared>);
+
+impl Slot {
+    fn take(shared: Arc<Shared>) -> Self {
+        shared.streams.fetch_add(1, Ordering::Relaxed);
+        Self(shared)
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.0.streams.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_connection_retires_shortly_before_its_end_and_with_its_epoch() {
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1000);
+        let term = Term::new(3, Some(now + Duration::from_secs(10)), now);
+        assert!(term.holds(3, now + Duration::from_millis(8_900)));
+        assert!(!term.holds(3, now + Duration::from_millis(9_100)));
+        assert!(!term.holds(4, now));
+        let long = Term::new(3, Some(now + Duration::from_secs(3600)), now);
+        assert!(long.holds(3, now + Duration::from_secs(3569)));
+        assert!(!long.holds(3, now + Duration::from_secs(3571)));
+        assert!(Term::new(0, None, now).holds(0, now + Duration::from_secs(1 << 30)));
+    }
+}
