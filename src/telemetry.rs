@@ -8,8 +8,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use prometheus::process_collector::ProcessCollector;
 use prometheus::{IntGauge, Opts, Registry, TextEncoder};
-use tracing::{Level, Metadata};
-use tracing_subscriber::filter::{EnvFilter, filter_fn};
+use tracing::{Level, Metadata, Subscriber};
+use tracing_subscriber::filter::{EnvFilter, FilterExt, filter_fn};
+use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::{Layer, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
 
@@ -81,15 +82,28 @@ pub fn start(settings: &Settings) -> Result<(), StartError> {
     let filter = EnvFilter::builder()
         .parse(&directives)
         .map_err(|source| StartError::Directives { directives, source })?;
-    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
-    let lines = match settings.format {
-        Format::Human => lines.with_ansi(std::io::stderr().is_terminal()).boxed(),
-        Format::Json => lines.json().flatten_event(true).boxed(),
-    };
-    tracing_subscriber::registry()
-        .with(lines.with_filter(filter).with_filter(filter_fn(harmless)))
+    let ansi = std::io::stderr().is_terminal();
+    subscriber(filter, settings.format, ansi, std::io::stderr)
         .try_init()
         .map_err(|_| StartError::Twice)
+}
+
+fn subscriber<W>(
+    filter: EnvFilter,
+    format: Format,
+    ansi: bool,
+    to: W,
+) -> impl Subscriber + Send + Sync
+where
+    W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
+{
+    let lines = tracing_subscriber::fmt::layer().with_writer(to);
+    let lines = match format {
+        Format::Human => lines.with_ansi(ansi).boxed(),
+        Format::Json => lines.json().flatten_event(true).boxed(),
+    };
+    let filter = filter.and(filter_fn(harmless));
+    tracing_subscriber::registry().with(lines.with_filter(filter))
 }
 
 /// The libraries that carry requests and keys may show them at `debug` and below: header fields, tokens,
@@ -247,6 +261,56 @@ mod tests {
         let told = told.to_string();
         assert!(told.starts_with("a.yaml:1: level: "), "{told}");
         assert!(told.contains("\na.yaml:2: format: "), "{told}");
+    }
+
+    #[derive(Clone, Default)]
+    struct Page(Arc<Mutex<Vec<u8>>>);
+
+    impl std::io::Write for Page {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().write(bytes)
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn told(directives: &str, format: Format) -> String {
+        let page = Page::default();
+        let to = page.clone();
+        let filter = EnvFilter::builder().parse(directives).unwrap();
+        let subscriber = subscriber(filter, format, false, move || to.clone());
+        tracing::subscriber::with_default(subscriber, || {
+            tracing::trace!("ours, in detail");
+            tracing::info!(port = 7, "ours");
+            tracing::trace!(target: "h2::codec", "authorization: secret");
+            tracing::debug!(target: "rustls", "secret");
+            tracing::warn!(target: "h2::codec", "theirs");
+        });
+        let bytes = page.0.lock().unwrap().clone();
+        String::from_utf8(bytes).unwrap()
+    }
+
+    #[test]
+    fn lines_follow_the_level_but_never_show_what_libraries_carry() {
+        for directives in ["trace", "trace,h2=trace,rustls=debug"] {
+            let text = told(directives, Format::Human);
+            assert_eq!(text.lines().count(), 3, "{text}");
+            assert!(!text.contains("secret"), "{text}");
+        }
+        assert_eq!(told("info", Format::Human).lines().count(), 2);
+        assert_eq!(told("error", Format::Human), "");
+    }
+
+    #[test]
+    fn a_json_line_is_one_object_with_the_fields_beside_the_message() {
+        let text = told("info", Format::Json);
+        let first = text.lines().next().unwrap();
+        let line: serde_json::Value = serde_json::from_str(first).unwrap();
+        assert_eq!(line["message"], "ours");
+        assert_eq!(line["port"], 7);
+        assert_eq!(line["level"], "INFO");
     }
 
     #[test]

@@ -501,7 +501,7 @@ fn a_rotated_file_is_left_whole_and_a_new_one_begun() {
 fn a_line_torn_by_a_full_disk_is_whole_in_the_file_opened_after() {
     let tapes = [Tape::default(), Tape::default()];
     tapes[0].mood(Mood::FullAfter(10));
-    let mut outputs = tapes.to_vec().into_iter();
+    let mut outputs = tapes.clone().into_iter();
     let open = move || match outputs.next() {
         Some(tape) => Ok(Box::new(tape) as Box<dyn Write + Send>),
         None => Err(ErrorKind::NotFound.into()),
@@ -523,6 +523,25 @@ fn a_line_torn_by_a_full_disk_is_whole_in_the_file_opened_after() {
         .map(|line| line["context"]["path"].clone())
         .collect();
     assert_eq!(paths, ["/torn", "/next"]);
+}
+
+#[test]
+fn half_a_line_left_by_a_crash_does_not_swallow_the_next() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("audit");
+    let settings = Settings {
+        sink: Sink::File(path.clone()),
+        ..Settings::default()
+    };
+    for (before, kept) in [("{}\n{\"time", "{}\n{\"time\n"), ("{}\n", "{}\n"), ("", "")] {
+        std::fs::write(&path, before).unwrap();
+        let (audit, writer) = Audit::start(&settings, &Registry::new()).unwrap();
+        request(&audit, "/").finish(Outcome::Completed, 0, 0);
+        writer.stop(PATIENCE).unwrap();
+        let text = std::fs::read_to_string(&path).unwrap();
+        let added = text.strip_prefix(kept).unwrap();
+        assert_eq!(parsed(added.as_bytes()).len(), 1, "{text}");
+    }
 }
 
 #[test]

@@ -4,8 +4,8 @@ use std::fmt;
 use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind, Write};
 use std::os::fd::AsFd;
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::PathBuf;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver};
 use std::sync::{Arc, Mutex, OnceLock};
@@ -153,12 +153,23 @@ fn stdout() -> io::Result<Output> {
     Ok(Box::new(File::from(fd)))
 }
 
-fn file(path: &PathBuf) -> io::Result<Output> {
-    let file = OpenOptions::new()
-        .append(true)
-        .create(true)
-        .mode(0o600)
-        .open(path)?;
+fn file(path: &Path) -> io::Result<Output> {
+    let mut options = OpenOptions::new();
+    options.append(true).create(true).mode(0o600);
+    let mut file = options.open(path)?;
+    let about = file.metadata()?;
+    // A crash may have left half a line, which must not swallow the next one.
+    if about.is_file()
+        && about.len() > 0
+        // A file that we may only write is written as it is.
+        && let Ok(readable) = File::open(path)
+    {
+        let mut last = [0];
+        readable.read_exact_at(&mut last, about.len() - 1)?;
+        if last != *b"\n" {
+            file.write_all(b"\n")?;
+        }
+    }
     Ok(Box::new(file))
 }
 
@@ -236,7 +247,6 @@ impl Work {
             self.buffer.clear();
             self.fill();
             if self.buffer.is_empty() {
-                self.buffer.shrink_to(0);
                 return Ok(records);
             }
         }
@@ -267,7 +277,9 @@ impl Work {
         }
     }
 
-    fn sleep(&self) {
+    fn sleep(&mut self) {
+        // An idle sidecar holds nothing.
+        self.buffer = Vec::new();
         self.shared.asleep.store(true, Ordering::SeqCst);
         // Whoever pushed before this store may have seen us awake.
         let idle = self.shared.is_empty()
