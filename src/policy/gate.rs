@@ -34,7 +34,7 @@ pub(super) struct View {
 }
 
 /// One decision with the counters that it moves.
-struct Answer {
+pub(super) struct Answer {
     verdict: Result<Arc<super::Grant>, Denial>,
     would_deny: Option<Arc<Denial>>,
     counter: IntCounter,
