@@ -9,6 +9,7 @@ pub mod exchange;
 pub mod headers;
 pub mod identity;
 pub mod inbound;
+pub mod issuer;
 pub mod lifecycle;
 pub mod listen;
 pub mod live;
