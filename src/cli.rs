@@ -1,11 +1,16 @@
 //! What can be asked of `doorward` on the command line? A file for each command.
 
 pub mod check;
+pub mod issuer;
 pub mod run;
 
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+
+use crate::document::Mistakes;
+use crate::policy::files::LoadError;
+use crate::{runtime, telemetry};
 
 /// A sidecar proxy that gives an unmodified application a short-lived SPIFFE identity, speaks mutual TLS
 /// for it, and decides every request.
@@ -20,6 +25,7 @@ struct Args {
 enum Command {
     Run(run::Args),
     Check(check::Args),
+    Issuer(issuer::Args),
 }
 
 /// Exit codes: 0 it is so, 1 it is not (a check that fails, a request that is denied), 2 it could not be
@@ -32,12 +38,30 @@ pub fn main() -> ExitCode {
     let done = match Args::parse().command {
         Command::Run(args) => run::run(&args),
         Command::Check(args) => check::run(&args),
+        Command::Issuer(args) => issuer(args),
     };
     done.unwrap_or_else(|error| {
-        // Several causes, each on a level of its own.
-        eprintln!("doorward: {error:#}");
+        tell(&error);
         ExitCode::from(TROUBLE)
     })
+}
+
+fn issuer(args: issuer::Args) -> anyhow::Result<ExitCode> {
+    telemetry::start(&telemetry::Settings::default())?;
+    runtime::control()?.block_on(issuer::run(args))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What the operator wrote is quoted; everything else is told in one line with its causes.
+fn tell(error: &anyhow::Error) {
+    if let Some(mistakes) = error.downcast_ref::<Mistakes>() {
+        show(mistakes.diagnostics());
+    } else if let Some(error) = error.downcast_ref::<LoadError>() {
+        show(error.diagnostics());
+        show(error.warnings().map(|warning| warning as _));
+    } else {
+        eprintln!("doorward: {error:#}");
+    }
 }
 
 /// Shows diagnostics on stderr, source quoted; in colour on a terminal only.

@@ -4,7 +4,7 @@ mod http;
 
 use std::fmt;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{Ipv6Addr, SocketAddr};
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -88,22 +88,17 @@ impl FromStr for Destination {
             .ok()
             .filter(|port| *port != 0)
             .ok_or(DestinationError)?;
-        let host = match host
+        let bracketed = host
             .strip_prefix('[')
-            .and_then(|host| host.strip_suffix(']'))
-        {
-            Some(ip) => ip
-                .parse::<std::net::Ipv6Addr>()
-                .map_err(|_| DestinationError)?
-                .to_string(),
-            None => host.to_owned(),
-        };
-        let is_address = host.contains(':');
-        let is_name = !host.is_empty()
-            && host
-                .bytes()
-                .all(|byte| byte.is_ascii_alphanumeric() || b"-._".contains(&byte));
-        if is_address || is_name {
+            .and_then(|host| host.strip_suffix(']'));
+        if let Some(host) = bracketed {
+            let ip: Ipv6Addr = host.parse().map_err(|_| DestinationError)?;
+            let host = ip.to_string();
+            return Ok(Self { host, port });
+        }
+        let sound = |byte: u8| byte.is_ascii_alphanumeric() || b"-._".contains(&byte);
+        if !host.is_empty() && host.bytes().all(sound) {
+            let host = host.to_owned();
             Ok(Self { host, port })
         } else {
             Err(DestinationError)
@@ -407,7 +402,7 @@ mod tests {
             ("ledger.bank.svc:8443", true),
             ("127.0.0.1:8443", true),
             ("[::1]:8443", true),
-            ("::1:8443", true),
+            ("::1:8443", false),
             ("[::1:8443", false),
             ("ledger", false),
             ("ledger:0", false),

@@ -3,9 +3,7 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use crate::cli::{TROUBLE, show};
 use crate::config::Config;
-use crate::policy::files::LoadError;
 use crate::{app, telemetry};
 
 /// Run the sidecar that a configuration file describes
@@ -24,21 +22,9 @@ pub struct Args {
 /// Runs until told to stop.
 ///
 /// # Errors
-/// What stops the start, apart from mistakes in the configuration, which are shown in place.
+/// What stops the start: mistakes in the configuration, or whatever was asked for and cannot be had.
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    let config = match Config::open(&args.config) {
-        Ok(config) => config,
-        Err(mistakes) => {
-            show(mistakes.diagnostics());
-            return Ok(ExitCode::from(TROUBLE));
-        }
-    };
+    let config = Config::open(&args.config)?;
     telemetry::start(&config.log)?;
-    app::run(config).or_else(|error| match error.downcast::<LoadError>() {
-        Ok(error) => {
-            show(error.diagnostics());
-            Ok(ExitCode::from(TROUBLE))
-        }
-        Err(error) => Err(error),
-    })
+    app::run(config)
 }

@@ -147,7 +147,10 @@ async fn both_sides_learn_who_the_other_is() {
     let (_, ours) = dialled.stream.get_ref();
     let chain = ours.peer_certificates().unwrap();
     assert_eq!(dialled.peer.chain(), chain);
-    assert_eq!(dialled.peer.leaf(), &Arc::new(svid::parse(&chain[0]).unwrap()));
+    assert_eq!(
+        dialled.peer.leaf(),
+        &Arc::new(svid::parse(&chain[0]).unwrap())
+    );
     assert_eq!(dialled.peer.not_after(), dialled.peer.leaf().not_after);
     assert_eq!(dialled.peer.lifetime(), HOUR / 2 + Duration::from_secs(60));
     assert!(dialled.peer.valid_at(SystemTime::now()));
