@@ -586,6 +586,25 @@ async fn no_handshake_is_ever_resumed() {
 }
 
 #[tokio::test]
+async fn a_client_that_would_resume_gets_no_ticket() {
+    let world = World::new();
+    let acceptor = acceptor(&world.live());
+    let stranger = stranger_dials(Some(&world.ours(|_| {})), &[]);
+    for _ in 0..2 {
+        let (near, far) = duplex(64 * 1024);
+        let dialling = stranger.connect(nobody(), far);
+        let (served, dialled) = tokio::join!(acceptor.accept(near), dialling);
+        let (mut served, mut dialled) = (served.unwrap().stream, dialled.unwrap());
+        served.write_all(b"x").await.unwrap();
+        served.flush().await.unwrap();
+        dialled.read_exact(&mut [0]).await.unwrap();
+        let client = dialled.get_ref().1;
+        assert_eq!(client.handshake_kind(), Some(HandshakeKind::Full));
+        assert_eq!(client.tls13_tickets_received(), 0);
+    }
+}
+
+#[tokio::test]
 async fn the_next_handshake_is_made_with_the_newest_identity() {
     let ca = Ca::new("example.org");
     let served = live(ca.material("/ledger", &[]));
