@@ -9,8 +9,8 @@ use std::sync::{Arc, LazyLock, OnceLock, PoisonError, RwLock};
 use std::time::SystemTime;
 
 use cedar_policy::{
-    ActionConstraint, Authorizer, Context, Decision as CedarDecision, Entities, Entity, EntityId,
-    EntityTypeName, EntityUid, Policy, PolicyId, PolicySet, PrincipalConstraint, Request,
+    ActionConstraint, Authorizer, Context, Decision as CedarDecision, Effect, Entities, Entity,
+    EntityId, EntityTypeName, EntityUid, Policy, PolicyId, PolicySet, PrincipalConstraint, Request,
     ResourceConstraint, Response, RestrictedExpression, Schema,
 };
 
@@ -170,6 +170,34 @@ impl Engine {
         rules
     }
 
+    /// The grants to `id` at `service` that do not allow `act` at `now`, and why each does not: what to
+    /// look at where something was expected to be allowed. Says nothing of what forbids.
+    #[must_use]
+    pub fn missed(
+        &self,
+        id: &SpiffeId,
+        service: &str,
+        act: &Act<'_>,
+        now: SystemTime,
+    ) -> Vec<(Arc<Grant>, Missed)> {
+        let verb = Verb::of(act);
+        let rules = self.candidates(id, service).into_iter();
+        let permits = rules.filter(|rule| rule.policy.effect() == Effect::Permit);
+        let missed = permits.map(|rule| {
+            let why = if !verb.is_in(&rule.policy.action_constraint()) {
+                Missed::Action
+            } else if rule.grant.expires.is_some_and(|end| end <= now) {
+                Missed::Ended
+            } else if rule.dry_run {
+                Missed::DryRun
+            } else {
+                Missed::Condition
+            };
+            (rule.grant.clone(), why)
+        });
+        missed.collect()
+    }
+
     /// All the entities that `rules` can reach: the principal's, and those that they name. No attribute
     /// leads from one workload to another, so there are no others.
     fn entities(&self, id: &SpiffeId, rules: &[Arc<Rule>]) -> Entities {
@@ -193,6 +221,32 @@ impl Engine {
 
     fn workload(&self, id: &SpiffeId) -> Entity {
         workload_entity(id, self.registry.get(id))
+    }
+}
+
+/// Why a grant to this principal at this service does not allow what is asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Missed {
+    /// It is for other actions.
+    Action,
+    /// It has ended.
+    Ended,
+    /// It is a dry run.
+    DryRun,
+    /// Its conditions do not hold.
+    Condition,
+}
+
+impl Missed {
+    /// The word in the output of `doorward explain --json`.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Action => "action",
+            Self::Ended => "ended",
+            Self::DryRun => "dry_run",
+            Self::Condition => "condition",
+        }
     }
 }
 

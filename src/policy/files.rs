@@ -505,3 +505,109 @@ async fn apart<T: Send + 'static>(
         }),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ONE: &str = "@id(\"one\") @owner(\"o\") @purpose(\"p\") @expires(\"2030-01-01\") \
+                       permit (principal, action, resource);";
+    const TWO: &str = "@id(\"two\") forbid (principal, action, resource);";
+
+    async fn next(watched: &mut Watched) -> Result<usize, String> {
+        let next = tokio::time::timeout(Duration::from_secs(20), watched.next());
+        match next.await.expect("a change within 20 seconds") {
+            Ok(Change::Replace(engine)) => Ok(engine.policies()),
+            Ok(Change::Withdraw) => panic!("a directory never withdraws"),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
+    #[test]
+    fn the_shipped_schema_is_sound() {
+        assert_eq!(SCHEMA.actions().count(), 13);
+        Engine::new([], Registry::default(), &Default::default(), Vec::new());
+    }
+
+    #[test]
+    fn only_visible_policies_and_the_registry_are_read() {
+        let dir = tempfile::tempdir().unwrap();
+        for (name, text) in [
+            ("a.cedar", ONE),
+            ("b.cedar", TWO),
+            (".hidden.cedar", "oops"),
+            ("README.md", "oops"),
+            ("c.cedar~", "oops"),
+        ] {
+            std::fs::write(dir.path().join(name), text).unwrap();
+        }
+        let engine = load(&Settings::of(dir.path())).unwrap();
+        assert_eq!(engine.policies(), 2);
+        let gone = dir.path().join("gone");
+        let error = load(&Settings::of(&gone)).unwrap_err().to_string();
+        assert!(
+            error.starts_with(&format!("cannot read {}", gone.display())),
+            "{error}"
+        );
+    }
+
+    #[tokio::test]
+    async fn what_changes_is_yielded_and_what_is_broken_is_told_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.cedar");
+        std::fs::write(&path, ONE).unwrap();
+        let mut watched = Watched::new(Settings::of(dir.path()));
+        assert_eq!(next(&mut watched).await, Ok(1));
+        std::fs::write(&path, "oops").unwrap();
+        assert!(
+            next(&mut watched)
+                .await
+                .unwrap_err()
+                .starts_with("a.cedar:1: ")
+        );
+        // What is in force comes back: no news. The next change is.
+        std::fs::write(&path, ONE).unwrap();
+        let quiet = tokio::time::timeout(QUIET * 5, watched.next()).await;
+        assert!(quiet.is_err(), "{quiet:?}");
+        std::fs::write(dir.path().join("b.cedar"), TWO).unwrap();
+        assert_eq!(next(&mut watched).await, Ok(2));
+    }
+
+    #[tokio::test]
+    async fn a_kubernetes_volume_is_followed() {
+        use std::os::unix::fs::symlink;
+        let dir = tempfile::tempdir().unwrap();
+        let fill = |name: &str, text: &str| {
+            std::fs::create_dir(dir.path().join(name)).unwrap();
+            std::fs::write(dir.path().join(name).join("a.cedar"), text).unwrap();
+        };
+        fill("..1", ONE);
+        symlink("..1", dir.path().join("..data")).unwrap();
+        symlink("..data/a.cedar", dir.path().join("a.cedar")).unwrap();
+        let mut watched = Watched::new(Settings::of(dir.path()));
+        assert_eq!(next(&mut watched).await, Ok(1));
+        fill("..2", &format!("{ONE}\n{TWO}"));
+        symlink("..2", dir.path().join("..data_tmp")).unwrap();
+        std::fs::rename(dir.path().join("..data_tmp"), dir.path().join("..data")).unwrap();
+        std::fs::remove_dir_all(dir.path().join("..1")).unwrap();
+        assert_eq!(next(&mut watched).await, Ok(2));
+    }
+
+    #[tokio::test]
+    async fn a_directory_that_appears_late_is_found() {
+        let dir = tempfile::tempdir().unwrap();
+        let late = dir.path().join("late");
+        let mut watched = Watched::new(Settings::of(&late));
+        assert!(
+            next(&mut watched)
+                .await
+                .unwrap_err()
+                .starts_with("cannot read ")
+        );
+        std::fs::create_dir(&late).unwrap();
+        std::fs::write(late.join("a.cedar"), ONE).unwrap();
+        assert_eq!(next(&mut watched).await, Ok(1));
+        std::fs::write(late.join("b.cedar"), TWO).unwrap();
+        assert_eq!(next(&mut watched).await, Ok(2));
+    }
+}

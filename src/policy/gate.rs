@@ -20,17 +20,17 @@ pub struct Gate {
     subject: Subject,
     place: Place,
     metrics: PeerMetrics,
-    pub(super) view: Mutex<Option<Box<View>>>,
+    view: Mutex<Option<Box<View>>>,
 }
 
 /// What one generation of the policy says about one peer.
-pub(super) struct View {
+struct View {
     generation: u64,
     /// None: the registration of the peer does not accept its certificate.
     slice: Option<Arc<Slice>>,
-    pub(super) remembered: HashMap<Box<[u8]>, Answer>,
+    remembered: HashMap<Box<[u8]>, Answer>,
     /// Where the next key is written, kept to spare the allocation.
-    pub(super) key: Vec<u8>,
+    key: Vec<u8>,
 }
 
 /// One decision with the counters that it moves.
@@ -136,6 +136,14 @@ impl Gate {
             .as_ref()?;
         let soon = slice.reads_the_clock().then(|| now + CLOCK_STEP);
         soon.into_iter().chain(slice.until()).min()
+    }
+
+    /// How many decisions are remembered, and how long a key is held ready.
+    #[cfg(test)]
+    pub(super) fn held(&self) -> (usize, usize) {
+        let view = self.view.lock().unwrap();
+        let view = view.as_ref();
+        view.map_or((0, 0), |view| (view.remembered.len(), view.key.capacity()))
     }
 
     /// The view of `engine` at `now`.
