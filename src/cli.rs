@@ -1,6 +1,7 @@
 //! What can be asked of `doorward` on the command line? A file for each command.
 
 pub mod check;
+pub mod explain;
 pub mod issuer;
 pub mod run;
 
@@ -25,6 +26,7 @@ struct Args {
 enum Command {
     Run(run::Args),
     Check(check::Args),
+    Explain(explain::Args),
     Issuer(issuer::Args),
 }
 
@@ -38,6 +40,7 @@ pub fn main() -> ExitCode {
     let done = match Args::parse().command {
         Command::Run(args) => run::run(&args),
         Command::Check(args) => check::run(&args),
+        Command::Explain(args) => explain::run(args),
         Command::Issuer(args) => issuer(args),
     };
     done.unwrap_or_else(|error| {
