@@ -27,10 +27,13 @@ pub struct Engine {
     registry: Registry,
     environment: Entity,
     actions: Entities,
-    slices: RwLock<HashMap<(SpiffeId, Arc<str>), Arc<Slice>>>,
+    slices: RwLock<Slices>,
     policies: usize,
     warnings: Vec<Finding>,
 }
+
+/// Slices by principal and service.
+type Slices = HashMap<(SpiffeId, Arc<str>), Arc<Slice>>;
 
 /// One policy.
 #[derive(Debug)]
@@ -141,6 +144,7 @@ impl Engine {
             environment: self.environment.uid(),
             entities: self.entities(id, &rules),
             parts: Default::default(),
+            clock: OnceLock::new(),
             rules,
             since,
             until,
@@ -262,6 +266,7 @@ pub(super) struct Slice {
     entities: Entities,
     rules: Vec<Arc<Rule>>,
     parts: [OnceLock<Part>; Verb::ALL.len()],
+    clock: OnceLock<bool>,
     since: SystemTime,
     until: Option<SystemTime>,
 }
@@ -307,9 +312,12 @@ impl Slice {
 
     /// Whether the clock alone may change an answer.
     pub(super) fn reads_the_clock(&self) -> bool {
-        Verb::ALL.into_iter().any(|verb| {
-            let reads = &self.part(verb).reads;
-            reads.clock || reads.everything
+        *self.clock.get_or_init(|| {
+            let mut reads = Reads::default();
+            for rule in &self.rules {
+                reads.add(&rule.policy);
+            }
+            !reads.may_be_remembered()
         })
     }
 

@@ -289,7 +289,7 @@ fn registration_gives_roles_attributes_and_a_longest_lifetime() {
         r#"principal has owner && principal.owner == "shop""#,
         r#"principal has kind && principal.kind == Kind::"service""#,
         r#"principal.hasTag("tier") && principal.getTag("tier") == "front""#,
-        r#"Workload::"spiffe://example.org/checkout" in Role::"readers""#,
+        r#"Workload::"spiffe://example.org/brief" has owner"#,
         r#"context.environment.hasTag("region") && context.environment.getTag("region") == "eu""#,
         r#"context.source.ip.isInRange(ip("10.0.0.0/8"))"#,
         r#"context.port == 8443"#,
@@ -639,7 +639,11 @@ const CONDITIONS: &[&str] = &[
 fn drawn() -> impl Strategy<Value = Drawn> {
     (
         prop::bool::weighted(0.7),
-        (select(PRINCIPALS), select(ACTIONS), select(RESOURCES)),
+        // Half of them concern everybody: a policy that decides nothing proves nothing.
+        prop_oneof![
+            Just((PRINCIPALS[0], ACTIONS[0], RESOURCES[0])),
+            (select(PRINCIPALS), select(ACTIONS), select(RESOURCES)),
+        ],
         subsequence(CONDITIONS, 0..3),
         prop::bool::weighted(0.2),
         select(&[4, 8, 1_000][..]),
@@ -820,10 +824,10 @@ fn uid(kind: &str, id: &str) -> serde_json::Value {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(128))]
+    #![proptest_config(ProptestConfig::with_cases(160))]
     #[test]
     fn index_slice_and_memory_decide_as_cedar_alone_decides(
-        policies in prop::collection::vec(drawn(), 0..12),
+        policies in prop::collection::vec(drawn(), 0..7),
         questions in prop::collection::vec(asked(), 1..24),
         id in select(&["spiffe://example.org/a", "spiffe://example.org/b",
             "spiffe://example.org/c", "spiffe://example.com/a"][..]),
