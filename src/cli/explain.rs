@@ -137,6 +137,7 @@ fn shown(error: &LoadError) -> String {
             // A place that is not in the source; the message stands without it.
             text = format!("{text}{mistake}\n");
         }
+        text.push('\n');
     }
     text
 }

@@ -2,7 +2,7 @@
 //!
 //! `*.cedar` and `workloads.yaml`, all of it or nothing: a directory with one mistake changes nothing.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::hash::{BuildHasher, RandomState};
 use std::io;
@@ -306,12 +306,15 @@ fn validate(
         .iter()
         .map(|(rule, parsed)| (rule.policy.id(), parsed.text))
         .collect();
-    let push = |list: &mut Vec<Finding>, found: &dyn Diagnostic, id, severity| {
-        list.extend(
-            texts
-                .get(id)
-                .map(|text| Finding::of_cedar(found, severity, text)),
-        );
+    // The validator asks anew for each action, and says the same of each.
+    let mut said = HashSet::new();
+    let mut push = |list: &mut Vec<Finding>, found: &dyn Diagnostic, id, severity| {
+        let Some(&text) = texts.get(id) else { return };
+        let spans = found.labels().into_iter().flatten();
+        let spans: Vec<_> = spans.map(|label| (label.offset(), label.len())).collect();
+        if said.insert((text.name.clone(), spans)) {
+            list.push(Finding::of_validator(found, severity, text));
+        }
     };
     for error in result.validation_errors() {
         push(mistakes, error, error.policy_id(), Severity::Error);

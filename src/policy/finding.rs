@@ -67,6 +67,24 @@ impl Finding {
         finding
     }
 
+    /// What Cedar's validator says about `text`, which it says for one action of several.
+    pub(super) fn of_validator(found: &dyn Diagnostic, severity: Severity, text: &Text) -> Self {
+        let mut finding = Self::of_cedar(found, severity, text);
+        let Some((before, after)) = finding.message.split_once(" for Action::\"") else {
+            return finding;
+        };
+        let after = after.split_once('"').map_or("", |(_, after)| after);
+        let message = format!("{before}{after}");
+        if message.contains("attribute `http` in context") {
+            let help = "a TCP connection (Action::\"connect\") has no `http`: name the actions, as in \
+                        `action in [Action::\"read\", Action::\"write\"]`, or ask first, as in \
+                        `context has http && …`";
+            finding.help = Some(help.to_owned());
+        }
+        finding.message = message;
+        finding
+    }
+
     /// Shows it in `text`.
     pub(super) fn at(mut self, text: &Text, at: Range<usize>, label: &str) -> Self {
         self.place = Some((text.clone(), at.start));

@@ -436,7 +436,7 @@ fn mistakes_are_told_in_place() {
                 "g",
                 r#"permit (principal, action, resource) when { context.http.path == "/" };"#,
             ),
-            "a.cedar:1: for policy `g`, attribute `http`",
+            "a.cedar:1: for policy `g`, attribute `http` in context not found",
         ),
         (
             grant(
