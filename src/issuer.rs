@@ -13,6 +13,20 @@
 //! The socket is open to all users of the machine, as SPIRE's is: attestation decides. The directory
 //! around it is the operator's. What a caller can make us hold is bounded: connections in all and for
 //! each user, streams of a connection, bytes of a request, the time to say the first word.
+//!
+//! ```yaml
+//! trust_domain: example.org
+//! socket: /run/doorward/issuer.sock
+//! ca:                                  # may be left out
+//!   file: /var/lib/doorward/ca.pem     # in memory only without it
+//!   lifetime: 30d
+//! entries:
+//!   - id: spiffe://example.org/checkout     # or /checkout
+//!     selectors: { uid: 1000, path: /usr/bin/checkout }    # also gid, sha256; all must hold
+//!     lifetime: 1h                     # of each SVID
+//!     rotate_every: 30m                # half of the lifetime unless said otherwise
+//!     hint: internal                   # tells a workload with several identities what this is for
+//! ```
 
 mod attest;
 mod authority;

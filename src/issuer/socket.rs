@@ -22,14 +22,13 @@ impl Socket {
     pub(crate) async fn bind(path: &Path) -> Result<Self, SocketError> {
         clear(path).await?;
         let listen = || {
-            let listener = UnixListener::bind(path)?;
-            std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o777))?;
-            let file = identity(path)?;
-            Ok(Self {
-                listener,
+            let socket = Self {
+                listener: UnixListener::bind(path)?,
                 path: path.to_owned(),
-                file,
-            })
+                file: identity(path)?,
+            };
+            std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o777))?;
+            Ok(socket)
         };
         listen().map_err(|error| SocketError::Bind(path.to_owned(), error))
     }
