@@ -332,14 +332,11 @@ impl Connection {
         if let Err(outcome) = self.standing.check(now) {
             return outcome;
         }
-        let permit = match self.gate.authorize(&Act::Connect, now) {
-            Ok(permit) => permit,
-            Err(denial) => {
-                record.verdict(denied(&denial));
-                return Outcome::Denied;
-            }
+        let (answer, verdict) = self.authorize(&Act::Connect, now);
+        record.verdict(verdict);
+        let Ok(permit) = answer else {
+            return Outcome::Denied;
         };
-        record.verdict(allowed(&permit));
         let mut app = match self.connect_app(&permit).await {
             Ok(app) => app,
             Err(error) => {
@@ -414,31 +411,37 @@ impl Dial for App {
     }
 }
 
-fn allowed(permit: &Permit) -> Verdict {
-    Verdict {
-        allowed: true,
-        grant: permit.grant().map(|grant| grant.id.clone()),
-        owner: permit.grant().and_then(|grant| grant.owner.clone()),
-        generation: permit.generation(),
-        observed: permit.would_deny().map(|denial| audit::Observed {
-            allowed: false,
-            grant: denial.grant().map(|grant| grant.id.clone()),
-        }),
-        ..Verdict::default()
-    }
-}
-
-fn denied(denial: &Denial) -> Verdict {
-    Verdict {
-        allowed: false,
-        grant: denial.grant().map(|grant| grant.id.clone()),
-        owner: denial.grant().and_then(|grant| grant.owner.clone()),
-        generation: denial.generation(),
-        reason: Some(denial.reason().label()),
-        observed: denial.would_allow().map(|grant| audit::Observed {
-            allowed: true,
-            grant: Some(grant.id.clone()),
-        }),
-        ..Verdict::default()
+impl Connection {
+    /// Asks policy, and says in the audit record what it answered.
+    fn authorize(&self, act: &Act<'_>, now: SystemTime) -> (Result<Permit, Denial>, Verdict) {
+        let answer = self.gate.authorize(act, now);
+        let id = |grant: &Arc<policy::Grant>| grant.id.clone();
+        let verdict = match &answer {
+            Ok(permit) => Verdict {
+                allowed: true,
+                grant: permit.grant().map(id),
+                owner: permit.grant().and_then(|grant| grant.owner.clone()),
+                generation: permit.generation(),
+                observed: permit.would_deny().map(|denial| audit::Observed {
+                    allowed: false,
+                    grant: denial.grant().map(id),
+                }),
+                principal_owner: self.gate.principal_owner(),
+                reason: None,
+            },
+            Err(denial) => Verdict {
+                allowed: false,
+                grant: denial.grant().map(id),
+                owner: denial.grant().and_then(|grant| grant.owner.clone()),
+                generation: denial.generation(),
+                observed: denial.would_allow().map(|grant| audit::Observed {
+                    allowed: true,
+                    grant: Some(id(grant)),
+                }),
+                principal_owner: self.gate.principal_owner(),
+                reason: Some(denial.reason().label()),
+            },
+        };
+        (answer, verdict)
     }
 }

@@ -7,7 +7,7 @@ use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use super::{App, AppProtocol, Connection, allowed, denied, path};
+use super::{App, AppProtocol, Connection, path};
 use crate::audit::Kind;
 use crate::exchange::{self, Exchange, Reply, Upload};
 use crate::headers::{self, Identity};
@@ -94,14 +94,11 @@ impl Caller {
         let now = SystemTime::now();
         connection.standing.check(now)?;
         let asked = Asked::of(&request, connection.inbound.settings.unsafe_ambiguous_paths)?;
-        let permit = match connection.gate.authorize(&asked.act(request.method()), now) {
-            Ok(permit) => permit,
-            Err(denial) => {
-                exchange.note(|record| record.verdict(denied(&denial)));
-                return Err(Outcome::Denied.into());
-            }
+        let (answer, verdict) = connection.authorize(&asked.act(request.method()), now);
+        exchange.note(|record| record.verdict(verdict));
+        let Ok(permit) = answer else {
+            return Err(Outcome::Denied.into());
         };
-        exchange.note(|record| record.verdict(allowed(&permit)));
 
         let upgrade = headers::upgrade(request.method(), request.version(), request.headers());
         let headers = request.headers_mut();

@@ -26,6 +26,8 @@ pub struct Gate {
 /// What one generation of the policy says about one peer.
 struct View {
     generation: u64,
+    /// Who answers for the peer, if it is registered.
+    owner: Option<Arc<str>>,
     /// None: the registration of the peer does not accept its certificate.
     slice: Option<Arc<Slice>>,
     remembered: HashMap<Box<[u8]>, Answer>,
@@ -138,6 +140,13 @@ impl Gate {
         soon.into_iter().chain(slice.until()).min()
     }
 
+    /// Who answers for the peer, by the workload registry that the last decision was made with.
+    #[must_use]
+    pub fn principal_owner(&self) -> Option<Arc<str>> {
+        let view = self.view.lock().unwrap_or_else(PoisonError::into_inner);
+        view.as_ref()?.owner.clone()
+    }
+
     /// How many decisions are remembered, and how long a key is held ready.
     #[cfg(test)]
     pub(super) fn held(&self) -> (usize, usize) {
@@ -171,6 +180,7 @@ impl Gate {
             };
             Box::new(View {
                 generation: engine.generation,
+                owner: registered.map(|workload| workload.owner.clone()),
                 slice: (!refused).then(slice),
                 remembered: HashMap::new(),
                 key: Vec::new(),

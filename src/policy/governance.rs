@@ -189,7 +189,7 @@ pub struct Workload {
     /// Its SPIFFE ID.
     pub id: SpiffeId,
     /// Who answers for it.
-    pub owner: String,
+    pub owner: Arc<str>,
     /// What it is for.
     pub purpose: String,
     /// What it is.
@@ -301,7 +301,7 @@ impl Workload {
         }
         Some(Self {
             id: id?,
-            owner: owner?,
+            owner: owner?.into(),
             purpose: purpose?,
             kind,
             accountable,
