@@ -12,6 +12,7 @@ use ::http::uri::Scheme;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::sync::OwnedSemaphorePermit;
 
+pub use self::path::{Ambiguous, decided as decided_path};
 use crate::audit::{self, Audit, Direction, Kind, Record, Verdict};
 use crate::document::Node;
 use crate::exchange::{self, Meter};

@@ -2,7 +2,6 @@
 //!
 //! Asked through the same [`Gate`](crate::policy::Gate) that decides while the proxy runs.
 
-use std::io::IsTerminal;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -10,12 +9,13 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use anyhow::Context;
-use miette::{GraphicalReportHandler, GraphicalTheme};
 use serde_json::{Value, json};
 
+use crate::config::Config;
 use crate::identity::SpiffeId;
+use crate::inbound;
 use crate::policy::cedar::{Engine, Missed};
-use crate::policy::files::{self, LoadError};
+use crate::policy::files;
 use crate::policy::{
     Act, Denial, DenialReason, Governance, Grant, Metrics, Mode, Permit, Place, Policy, Settings,
     Subject,
@@ -25,13 +25,16 @@ use crate::policy::{
 /// after a mistake.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Args {
-    /// The policy directory.
-    #[arg(long, value_name = "DIR")]
-    policy: PathBuf,
+    /// The sidecar's configuration: names the policy directory and the environment.
+    #[arg(short, long, value_name = "FILE", required_unless_present = "policy")]
+    config: Option<PathBuf>,
+    /// A policy directory, without a configuration.
+    #[arg(short, long, value_name = "DIR", conflicts_with = "config")]
+    policy: Option<PathBuf>,
     /// Load grants that do not say who answers for them, too (`policy.governance: advisory`).
     #[arg(long)]
     advisory: bool,
-    /// A label of this sidecar's environment; may be given more than once.
+    /// A label of the sidecar's environment, in place of the configured one; may be given more than once.
     #[arg(long, value_name = "KEY=VALUE", value_parser = label)]
     environment: Vec<(String, String)>,
     #[command(flatten)]
@@ -88,15 +91,16 @@ fn label(text: &str) -> Result<(String, String), String> {
 /// # Errors
 /// If the answer cannot be had for another reason than the policy.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let governance = match args.advisory {
-        true => Governance::Advisory,
-        false => Governance::Enforce,
+    let mut settings = match (args.config, args.policy) {
+        (Some(path), _) => Config::open(&path)?
+            .policy
+            .with_context(|| format!("{} has no section `policy`", path.display()))?,
+        (None, dir) => Settings::of(dir.unwrap_or_default()),
     };
-    let settings = Settings {
-        governance,
-        environment: args.environment.into_iter().collect(),
-        ..Settings::of(args.policy)
-    };
+    if args.advisory {
+        settings.governance = Governance::Advisory;
+    }
+    settings.environment.extend(args.environment);
     answer(&settings, &args.asked, args.json)
 }
 
@@ -105,13 +109,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
 /// # Errors
 /// As [`run`].
 pub fn answer(settings: &Settings, asked: &Asked, as_json: bool) -> anyhow::Result<ExitCode> {
-    let engine = match files::load(settings) {
-        Ok(engine) => engine,
-        Err(error) => {
-            eprint!("{}", shown(&error));
-            return Ok(ExitCode::from(2));
-        }
-    };
+    let engine = files::load(settings)?;
     let explanation = Explanation::new(settings, engine, asked)?;
     if as_json {
         println!("{:#}", explanation.json());
@@ -122,24 +120,6 @@ pub fn answer(settings: &Settings, asked: &Asked, as_json: bool) -> anyhow::Resu
         Ok(_) => ExitCode::SUCCESS,
         Err(_) => ExitCode::from(1),
     })
-}
-
-/// All the mistakes, each with its source quoted.
-fn shown(error: &LoadError) -> String {
-    let theme = match std::io::stderr().is_terminal() {
-        true => GraphicalTheme::unicode(),
-        false => GraphicalTheme::unicode_nocolor(),
-    };
-    let handler = GraphicalReportHandler::new_themed(theme);
-    let mut text = String::new();
-    for mistake in error.diagnostics() {
-        if handler.render_report(&mut text, mistake).is_err() {
-            // A place that is not in the source; the message stands without it.
-            text = format!("{text}{mistake}\n");
-        }
-        text.push('\n');
-    }
-    text
 }
 
 /// An answer with its reasons.
@@ -155,12 +135,18 @@ impl Explanation {
     fn new(settings: &Settings, engine: Engine, asked: &Asked) -> anyhow::Result<Self> {
         let now = asked.at.map_or_else(SystemTime::now, SystemTime::from);
         let host = asked.host.as_deref().unwrap_or(&asked.service);
+        let path = inbound::decided_path(&asked.path).with_context(|| {
+            format!(
+                "{}: the sidecar answers 400 to this, whatever policy says",
+                asked.path
+            )
+        })?;
         let act = match asked.connect {
             true => Act::Connect,
             false => Act::Http {
                 method: &asked.method,
                 host,
-                path: &asked.path,
+                path: &path,
             },
         };
         let what = match act {

@@ -9,7 +9,7 @@ use std::borrow::Cow;
 ///
 /// # Errors
 /// [`Ambiguous`] if the application might read it as another path.
-pub(super) fn decided(path: &str) -> Result<Cow<'_, str>, Ambiguous> {
+pub fn decided(path: &str) -> Result<Cow<'_, str>, Ambiguous> {
     // The common case is settled without touching the heap.
     if path.bytes().all(is_plain) && !has_odd_segment(path) {
         return Ok(Cow::Borrowed(path));
@@ -28,7 +28,7 @@ pub(super) fn decided(path: &str) -> Result<Cow<'_, str>, Ambiguous> {
 /// The path could mean two things.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the path could be read as another path")]
-pub(super) struct Ambiguous;
+pub struct Ambiguous;
 
 fn is_plain(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"/-._~!$&'()*+,=:@".contains(&byte)
