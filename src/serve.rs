@@ -17,7 +17,7 @@ use tokio::time::Instant;
 
 use crate::lifecycle::{Lifecycle, Phase};
 use crate::outcome::Outcome;
-use crate::upstream::{CONNECTION_WINDOW, MAX_FRAME, STREAM_WINDOW};
+use crate::upstream::{CONNECTION_WINDOW, MAX_FRAME, PING_EVERY, STREAM_WINDOW};
 
 /// Limits of one HTTP connection.
 #[derive(Clone, Copy, Debug)]
@@ -66,6 +66,8 @@ where
         });
         let connection = http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
+            .keep_alive_interval(PING_EVERY * 4)
+            .keep_alive_timeout(PING_EVERY)
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
             .max_frame_size(MAX_FRAME)

@@ -17,7 +17,7 @@ use http::{Method, Request, Response};
 use http_body::Body as _;
 use hyper::body::Incoming;
 use hyper::client::conn::{http1, http2};
-use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::exchange::Upload;
@@ -382,6 +382,10 @@ impl<D: Dial> Pool<D> {
         }
         if dialed.http2 {
             let (sender, connection) = http2::Builder::new(TokioExecutor::new())
+                .timer(TokioTimer::new())
+                .keep_alive_interval(PING_EVERY)
+                .keep_alive_timeout(PING_EVERY)
+                .keep_alive_while_idle(true)
                 .initial_stream_window_size(STREAM_WINDOW)
                 .initial_connection_window_size(CONNECTION_WINDOW)
                 .max_frame_size(MAX_FRAME)
@@ -477,6 +481,10 @@ fn repeatable(request: &Request<Upload>) -> Option<Request<Upload>> {
 
 /// How often one request is put on a connection at most.
 const ATTEMPTS: usize = 3;
+
+/// How often an HTTP/2 connection is tried, and how long its answer may take: a host that vanished
+/// without a word is noticed long before TCP would.
+pub const PING_EVERY: Duration = Duration::from_secs(15);
 
 /// Credit for one HTTP/2 stream, in bytes.
 pub const STREAM_WINDOW: u32 = 256 * 1024;
