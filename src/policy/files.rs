@@ -7,11 +7,12 @@ use std::fmt;
 use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use cedar_policy::{
-    EntityUid, Policy, PolicyId, PolicySet, PrincipalConstraint, ValidationMode, Validator,
+    ActionConstraint, EntityUid, Policy, PolicyId, PolicySet, PrincipalConstraint, ValidationMode,
+    Validator,
 };
 use miette::{Diagnostic, Severity};
 use notify::{RecommendedWatcher, RecursiveMode, Watcher};
@@ -188,6 +189,9 @@ fn check(files: &Files, settings: &Settings) -> Result<Engine, LoadError> {
     }
     let rules = govern(&parsed, settings, &mut mistakes, &mut warnings);
     validate(&rules, &mut mistakes, &mut warnings);
+    for (_, parsed) in &rules {
+        check_action(parsed, &mut mistakes);
+    }
     if unreadable.is_none() {
         let known = registry.as_ref().unwrap_or(&EMPTY);
         for (_, parsed) in &rules {
@@ -298,7 +302,7 @@ fn validate(
         Ok(set) => set,
         Err(error) => return mistakes.push(Finding::mistake(error.to_string())),
     };
-    let result = Validator::new(SCHEMA.clone()).validate(&set, ValidationMode::Strict);
+    let result = VALIDATOR.validate(&set, ValidationMode::Strict);
     if result.validation_passed_without_warnings() {
         return;
     }
@@ -321,6 +325,27 @@ fn validate(
     }
     for warning in result.validation_warnings() {
         push(warnings, warning, warning.policy_id(), Severity::Warning);
+    }
+}
+
+static VALIDATOR: LazyLock<Validator> = LazyLock::new(|| Validator::new(SCHEMA.clone()));
+
+/// Checks that a scope does not ask for the action to *be* a group: no action is, so it would grant
+/// nothing, and forbid nothing.
+fn check_action(parsed: &Parsed<'_>, mistakes: &mut Vec<Finding>) {
+    let ActionConstraint::Eq(uid) = parsed.policy.action_constraint() else {
+        return;
+    };
+    let name = uid.id().unescaped();
+    if ["read", "write"].contains(&name) {
+        let at = governance::quoted(&parsed.policy, parsed.text, name);
+        mistakes.push(
+            Finding::mistake(format!(
+                "`{name}` is a group of actions, and no request is a group"
+            ))
+            .at(parsed.text, at, "a group")
+            .help(format!("write `action in Action::\"{name}\"`")),
+        );
     }
 }
 
@@ -400,7 +425,7 @@ fn location_message(place: &str) -> String {
 const LOCATION_HELP: &str = "name the workload for what it is, and ask for places with `context.source` \
                              or `context.environment`";
 
-static EMPTY: std::sync::LazyLock<Registry> = std::sync::LazyLock::new(Registry::default);
+static EMPTY: LazyLock<Registry> = LazyLock::new(Registry::default);
 
 /// A policy directory as a source of engines. What is not complete and sound changes nothing.
 #[derive(Debug)]

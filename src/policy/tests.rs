@@ -452,6 +452,13 @@ fn mistakes_are_told_in_place() {
             ),
             "a.cedar:1: `Example.org` names nobody",
         ),
+        (
+            grant(
+                "g",
+                r#"permit (principal, action == Action::"read", resource);"#,
+            ),
+            "a.cedar:1: `read` is a group of actions, and no request is a group",
+        ),
     ] {
         let error = engine_of(&cedar, "", &Settings::of(""))
             .unwrap_err()
