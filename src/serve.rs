@@ -5,6 +5,9 @@ use std::future::Future;
 use std::pin::Pin;
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
+use futures_util::stream::FuturesUnordered;
+use futures_util::{FutureExt, StreamExt};
 use http::header::{CONNECTION, HeaderValue};
 use http::{Request, Response, Version};
 use http_body::Body;
@@ -13,7 +16,6 @@ use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::time::Instant;
 
 use crate::lifecycle::{Lifecycle, Phase};
 use crate::outcome::Outcome;
@@ -49,7 +51,7 @@ pub async fn http<IO, S, F, B>(
     http2: bool,
     limits: Limits,
     lifecycle: &Lifecycle,
-    lost: impl Future<Output = Outcome>,
+    lost: impl Future<Output = Outcome> + Send,
     service: S,
 ) -> Outcome
 where
@@ -81,7 +83,6 @@ where
         let service = service_fn(|request: Request<Incoming>| {
             let version = request.version();
             let response = service(request);
-            let lifecycle = lifecycle.clone();
             async move {
                 let mut response = response.await;
                 if version != Version::HTTP_2
@@ -138,71 +139,63 @@ where
     }
 }
 
-async fn drive(
+/// What may happen to a connection while it serves.
+enum Event {
+    /// It stands on nothing any more.
+    Lost(Outcome),
+    /// The drain has begun; until [`Event::Leave`], a request that is on its way is still answered.
+    Draining,
+    /// It may end with its last request.
+    Leave,
+    /// The farewell is over.
+    Over(Outcome),
+    /// The drain is over.
+    Cut,
+}
+
+async fn drive<'a>(
     mut connection: Pin<&mut impl Goodbye>,
     linger: Duration,
     lifecycle: &Lifecycle,
-    lost: impl Future<Output = Outcome>,
+    lost: impl Future<Output = Outcome> + Send + 'a,
 ) -> Outcome {
-    let mut lost = std::pin::pin!(lost);
-    let mut draining = std::pin::pin!(lifecycle.reached(Phase::Draining));
-    let mut cut = std::pin::pin!(lifecycle.reached(Phase::Cut));
-    let mut stage = Stage::Serving;
+    // Polled only when one of them has woken: the connection is polled for every request.
+    let mut events: FuturesUnordered<BoxFuture<'a, Event>> = FuturesUnordered::new();
+    events.push(lost.map(Event::Lost).boxed());
+    events.push(
+        lifecycle
+            .reached(Phase::Draining)
+            .map(|()| Event::Draining)
+            .boxed(),
+    );
+    events.push(lifecycle.reached(Phase::Cut).map(|()| Event::Cut).boxed());
+    let mut outcome = None;
     loop {
-        let (serving, deadline) = match stage {
-            Stage::Serving => (true, None),
-            Stage::Lingering(at) => (false, Some(at)),
-            Stage::Leaving => (false, None),
-            Stage::Lost(_, at) => (false, Some(at)),
-        };
-        let is_lost = matches!(stage, Stage::Lost(..));
         tokio::select! {
             biased;
             ended = connection.as_mut() => {
                 if let Err(error) = &ended {
                     tracing::debug!(%error, "HTTP connection ended");
                 }
-                return match (stage, ended) {
-                    (Stage::Lost(why, _), _) => why,
-                    (_, Ok(())) => Outcome::Completed,
-                    (_, Err(error)) => outcome_of(&error),
-                };
+                return outcome.unwrap_or_else(|| match ended {
+                    Ok(()) => Outcome::Completed,
+                    Err(error) => outcome_of(&error),
+                });
             }
-            why = &mut lost, if !is_lost => {
-                connection.as_mut().goodbye();
-                stage = Stage::Lost(why, Instant::now() + FAREWELL);
-            }
-            () = &mut draining, if serving => {
-                stage = Stage::Lingering(Instant::now() + linger);
-            }
-            () = &mut cut => return Outcome::Cut,
-            () = sleep_until(deadline) => match stage {
-                Stage::Lost(why, _) => return why,
-                _ => {
+            Some(event) = events.next() => match event {
+                Event::Lost(why) => {
+                    outcome = Some(why);
                     connection.as_mut().goodbye();
-                    stage = Stage::Leaving;
+                    events.push(tokio::time::sleep(FAREWELL).map(move |()| Event::Over(why)).boxed());
                 }
+                Event::Draining => {
+                    events.push(tokio::time::sleep(linger).map(|()| Event::Leave).boxed());
+                }
+                Event::Leave => connection.as_mut().goodbye(),
+                Event::Over(why) => return why,
+                Event::Cut => return Outcome::Cut,
             },
         }
-    }
-}
-
-/// How far a connection is.
-#[derive(Clone, Copy)]
-enum Stage {
-    Serving,
-    /// The drain has begun; until then, a request that is on its way is still answered.
-    Lingering(Instant),
-    /// It ends with its last request.
-    Leaving,
-    /// It stands on nothing any more, and ends at that instant at the latest.
-    Lost(Outcome, Instant),
-}
-
-async fn sleep_until(deadline: Option<Instant>) {
-    match deadline {
-        Some(deadline) => tokio::time::sleep_until(deadline).await,
-        None => std::future::pending().await,
     }
 }
 

@@ -254,7 +254,8 @@ impl<D: Dial> Pool<D> {
             attempt += 1;
             let connection = match self.kept(wanted) {
                 Some(connection) => connection,
-                None => self.open(wanted).await?,
+                // Rare, and large: dialling has no place in the future of every request.
+                None => Box::pin(self.open(wanted)).await?,
             };
             let refused = match connection {
                 Connection::Shared(shared) => {

@@ -107,10 +107,12 @@ impl Caller {
         headers::strip_identity(headers);
         self.identity.add_to(headers);
         match upgrade {
+            // Rare, and large: an upgrade has no place in the future of every request.
             Some(protocol) => {
-                self.clone()
-                    .upgrade(&permit, exchange, request, asked, protocol)
-                    .await
+                let upgrade = self
+                    .clone()
+                    .upgrade(&permit, exchange, request, asked, protocol);
+                Box::pin(upgrade).await
             }
             None => self.forward(&permit, exchange, request, spoken).await,
         }
@@ -228,5 +230,19 @@ impl Asked {
             host: &self.host,
             path: &self.path,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_every_request_moves_stays_small() {
+        fn size<A, B, F>(_: impl Fn(A, B) -> F) -> usize {
+            size_of::<F>()
+        }
+        let bytes = size(Caller::answer);
+        assert!(bytes <= 4096, "the future of a request has {bytes} bytes");
     }
 }

@@ -68,7 +68,7 @@ impl Connection {
         headers::strip_identity(headers);
         headers::add_via(headers, version);
         if let Some(protocol) = upgrade {
-            return self.upgrade(exchange, request, protocol).await;
+            return Box::pin(self.upgrade(exchange, request, protocol)).await;
         }
         let request = request.map(|body| Upload::new(body, exchange.clone()));
         let wanted = if headers::is_grpc(request.headers()) {
@@ -143,5 +143,19 @@ impl Connection {
 fn note_peer(exchange: &Exchange, standing: Option<&Standing>) {
     if let Some(standing) = standing {
         exchange.note(|record| record.peer(standing.peer.leaf().clone()));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_every_request_moves_stays_small() {
+        fn size<A, B, F>(_: impl Fn(A, B) -> F) -> usize {
+            size_of::<F>()
+        }
+        let bytes = size(Connection::answer);
+        assert!(bytes <= 4096, "the future of a request has {bytes} bytes");
     }
 }
