@@ -1,0 +1,8 @@
+//! Does the real binary keep its promises? Each module is one of them; [`mesh`] is what they stand on.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test may stop at the first surprise"
+)]
+
+mod mesh;
