@@ -240,14 +240,17 @@ impl Body for Upload {
         let Some((body, exchange)) = &mut self.0 else {
             return Poll::Ready(None);
         };
-        let frame = ready!(Pin::new(body).poll_frame(cx));
-        if let Some(Ok(frame)) = &frame
-            && let Some(data) = frame.data_ref()
-        {
-            exchange
-                .received
-                .fetch_add(data.len() as u64, Ordering::Relaxed);
-            exchange.meter.received.inc_by(data.len() as u64);
+        let mut frame = ready!(Pin::new(body).poll_frame(cx));
+        if let Some(Ok(frame)) = &mut frame {
+            if let Some(data) = frame.data_ref() {
+                exchange
+                    .received
+                    .fetch_add(data.len() as u64, Ordering::Relaxed);
+                exchange.meter.received.inc_by(data.len() as u64);
+            } else if let Some(trailers) = frame.trailers_mut() {
+                // Some applications read trailers as if they were headers.
+                headers::strip_identity(trailers);
+            }
         }
         Poll::Ready(frame)
     }

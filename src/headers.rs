@@ -79,11 +79,23 @@ impl Identity {
     }
 }
 
-/// Removes every header by which a peer might claim an identity.
+/// Removes every header by which a peer might claim an identity, those too that are written with `_` in
+/// the place of `-`: applications behind CGI, WSGI or Rack cannot tell the two apart.
 pub fn strip_identity(headers: &mut HeaderMap) {
-    for name in [XFCC, CLIENT_CERT, CLIENT_CERT_CHAIN] {
+    let claims = headers.keys().filter(|name| is_claim(name));
+    for name in claims.cloned().collect::<Vec<_>>() {
         headers.remove(name);
     }
+}
+
+fn is_claim(name: &HeaderName) -> bool {
+    let name = name.as_str().as_bytes();
+    // Few names are as long as one of these, so this costs a request next to nothing.
+    [XFCC, CLIENT_CERT, CLIENT_CERT_CHAIN].iter().any(|ours| {
+        let ours = ours.as_str().as_bytes();
+        let alike = |(a, b): (&u8, &u8)| a == b || (*a == b'_' && *b == b'-');
+        name.len() == ours.len() && name.iter().zip(ours).all(alike)
+    })
 }
 
 /// Removes what concerns one connection only (RFC 9110 §7.6.1). `te: trailers` stays: gRPC needs it.
@@ -237,10 +249,21 @@ mod tests {
             ("X-Forwarded-Client-Cert", "URI=spiffe://example.org/root"),
             ("client-cert", ":AAAA:"),
             ("client-cert-chain", ":AAAA:"),
+            ("x_forwarded_client_cert", "URI=spiffe://example.org/admin"),
+            ("X-Forwarded_Client-Cert", "URI=spiffe://example.org/admin"),
+            ("client_cert", ":AAAA:"),
+            ("Client_Cert_Chain", ":AAAA:"),
+            ("client-cert-serial", "1"),
+            ("x-client-cert", "1"),
             ("accept", "*/*"),
         ]);
         strip_identity(&mut map);
-        assert_eq!(map, headers(&[("accept", "*/*")]));
+        let kept = [
+            ("client-cert-serial", "1"),
+            ("x-client-cert", "1"),
+            ("accept", "*/*"),
+        ];
+        assert_eq!(map, headers(&kept));
     }
 
     #[test]
