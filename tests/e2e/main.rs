@@ -5,4 +5,9 @@
     reason = "a test may stop at the first surprise"
 )]
 
+mod audit;
+mod authentication;
+mod authorization;
 mod mesh;
+mod spoofing;
+mod withdrawal;

@@ -195,7 +195,7 @@ impl Issuer {
         );
         eventually("the issuer serves", async || {
             process.assert_running();
-            std::os::unix::net::UnixStream::connect(&self.socket).ok()
+            process.log().contains("the issuer is ready").then_some(())
         })
         .await;
         self.process = Some(process);

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::StreamExt;
-use http::{Request, Response, Version};
+use http::{HeaderMap, Request, Response, Version};
 use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::{Frame, Incoming};
@@ -58,6 +58,7 @@ pub(crate) struct App {
 struct State {
     connections: AtomicUsize,
     seen: Mutex<Vec<Seen>>,
+    trailers: Mutex<HeaderMap>,
 }
 
 impl App {
@@ -88,6 +89,11 @@ impl App {
     /// The requests it was ever asked.
     pub(crate) fn seen(&self) -> Vec<Seen> {
         self.state.seen.lock().unwrap().clone()
+    }
+
+    /// The trailers of all requests together.
+    pub(crate) fn trailers(&self) -> HeaderMap {
+        self.state.trailers.lock().unwrap().clone()
     }
 
     /// The request it was asked last.
@@ -142,7 +148,7 @@ async fn answer(request: Request<Incoming>, state: &State) -> Response<BoxBody<B
             .collect(),
     };
     state.seen.lock().unwrap().push(seen.clone());
-    let length = count(body).await;
+    let length = count(body, &state.trailers).await;
 
     let number = |key: &str| {
         let query = parts.uri.query().unwrap_or_default();
@@ -176,10 +182,13 @@ async fn answer(request: Request<Incoming>, state: &State) -> Response<BoxBody<B
 }
 
 /// How many bytes `body` has, without keeping them. What breaks off counts as far as it came.
-async fn count(mut body: Incoming) -> usize {
+async fn count(mut body: Incoming, trailers: &Mutex<HeaderMap>) -> usize {
     let mut length = 0;
     while let Some(Ok(frame)) = body.frame().await {
         length += frame.data_ref().map_or(0, Bytes::len);
+        if let Ok(found) = frame.into_trailers() {
+            trailers.lock().unwrap().extend(found);
+        }
     }
     length
 }

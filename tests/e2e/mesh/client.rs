@@ -13,6 +13,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::aws_lc_rs;
 use rustls::server::NoServerSessionStorage;
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{ClientConfig, DigitallySignedStruct, ServerConfig, SignatureScheme};
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use serde_json::Value;
@@ -228,6 +229,15 @@ impl Tls {
         };
         config.alpn_protocols = alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
         Self { config }
+    }
+
+    /// Shows the certificate of `shown` but holds the key of `held`.
+    pub(crate) fn with_foreign_key(shown: &Minted, held: &Minted, alpn: &[&str]) -> Self {
+        let mut this = Self::new(None, alpn);
+        let key = aws_lc_rs::sign::any_ecdsa_type(&held.key()).unwrap();
+        let certified = CertifiedKey::new(shown.chain.clone(), key);
+        this.config.client_auth_cert_resolver = Arc::new(SingleCertAndKey::from(certified));
+        this
     }
 
     /// Connects. In TLS 1.3 this succeeds before the server has judged our certificate.
