@@ -1,0 +1,292 @@
+//! Does the command line answer as it says? Exit codes, and messages word for word.
+//!
+//! Each `tests/fixtures/check/NAME.yaml` is a configuration and `NAME.txt` what `doorward check` says of
+//! it; `DOORWARD_BLESS=1 cargo test --test cli` writes the latter anew, to be read before it is committed.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test may stop at the first surprise"
+)]
+
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+fn fixtures() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures")
+}
+
+fn doorward(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_doorward"))
+        .args(args)
+        .current_dir(fixtures())
+        .env_remove("RUST_LOG")
+        .stdin(Stdio::null())
+        .output()
+        .unwrap()
+}
+
+fn code(output: &Output) -> i32 {
+    output.status.code().unwrap()
+}
+
+fn err(output: &Output) -> String {
+    String::from_utf8(output.stderr.clone()).unwrap()
+}
+
+fn out(output: &Output) -> String {
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+#[test]
+fn check_tells_every_mistake_in_its_place_word_for_word() {
+    let bless = std::env::var_os("DOORWARD_BLESS").is_some();
+    let mut checked = 0;
+    let mut wrong = Vec::new();
+    for entry in std::fs::read_dir(fixtures().join("check")).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_none_or(|extension| extension != "yaml") {
+            continue;
+        }
+        let name = path.file_stem().unwrap().to_str().unwrap();
+        let output = doorward(&["check", "--config", &format!("check/{name}.yaml")]);
+        let told = err(&output);
+        let expected = path.with_extension("txt");
+        if bless {
+            std::fs::write(&expected, &told).unwrap();
+        }
+        let expected = std::fs::read_to_string(&expected).unwrap_or_default();
+        if told != expected {
+            wrong.push(format!("--- {name}: expected\n{expected}--- told\n{told}"));
+        }
+        // Only what is sound has nothing marked as a mistake.
+        let sound = !told.contains('×');
+        assert_eq!(code(&output), i32::from(!sound), "{name}: {told}");
+        assert_eq!(told.ends_with("sound\n"), sound, "{name}: {told}");
+        assert!(out(&output).is_empty(), "{name}");
+        checked += 1;
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    assert!(checked >= 20, "only {checked} fixtures");
+}
+
+#[test]
+fn run_refuses_what_check_refuses_with_the_same_words() {
+    for name in ["unknown_keys", "not_yaml", "policy_broken"] {
+        let config = format!("check/{name}.yaml");
+        let run = doorward(&["run", "--config", &config]);
+        assert_eq!(code(&run), 2, "{name}");
+        let checked = doorward(&["check", "--config", &config]);
+        assert_eq!(err(&run), err(&checked), "{name}");
+    }
+}
+
+#[test]
+fn strict_lets_warnings_fail_the_check() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path().to_str().unwrap();
+    let lenient = doorward(&["check", "--policy", dir]);
+    assert_eq!(code(&lenient), 0, "{}", err(&lenient));
+    assert!(err(&lenient).contains("everything is denied"));
+    let strict = doorward(&["check", "--strict", "--policy", dir]);
+    assert_eq!(code(&strict), 1, "{}", err(&strict));
+}
+
+#[test]
+fn a_port_that_is_taken_stops_the_start_and_is_named() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let free = "127.0.0.1:0";
+    for (data, metrics, admin) in [
+        (address.to_string().as_str(), free, free),
+        (free, address.to_string().as_str(), free),
+        (free, free, address.to_string().as_str()),
+    ] {
+        for workers in [1, 2] {
+            let text = format!(
+                "identity: {{ workload_api: 'unix:///nowhere.sock' }}\n\
+                 workers: {workers}\n\
+                 outbound: [{{ listen: '{data}', to: 'a:1', peer: 'spiffe://a/b' }}]\n\
+                 metrics: {{ listen: '{metrics}' }}\n\
+                 admin: {{ listen: '{admin}' }}\n"
+            );
+            let config = dir.path().join("doorward.yaml");
+            std::fs::write(&config, text).unwrap();
+            let output = doorward(&["run", "--config", config.to_str().unwrap()]);
+            assert_eq!(code(&output), 2, "{}", err(&output));
+            let last = err(&output).lines().last().unwrap_or_default().to_owned();
+            assert!(
+                last.starts_with(&format!("doorward: cannot listen on {address}: ")),
+                "{last}"
+            );
+            assert!(last.contains("in use"), "{last}");
+        }
+    }
+}
+
+#[test]
+fn an_audit_that_cannot_be_had_stops_the_start() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = dir.path().join("doorward.yaml");
+    let audit = dir.path().join("no/such/directory/audit.jsonl");
+    let text = format!(
+        "identity: {{ workload_api: 'unix:///nowhere.sock' }}\n\
+         outbound: [{{ listen: '127.0.0.1:0', to: 'a:1', peer: 'spiffe://a/b' }}]\n\
+         audit: {{ path: '{}' }}\n",
+        audit.display()
+    );
+    std::fs::write(&config, text).unwrap();
+    let output = doorward(&["run", "--config", config.to_str().unwrap()]);
+    assert_eq!(code(&output), 2, "{}", err(&output));
+    assert!(
+        err(&output).contains(audit.to_str().unwrap()),
+        "{}",
+        err(&output)
+    );
+}
+
+#[test]
+fn what_cannot_be_read_or_understood_is_trouble() {
+    for args in [
+        &["frobnicate"][..],
+        &[],
+        &["check"],
+        &["check", "--config"],
+        &["run", "--config", "no/such/file.yaml"],
+        &["run", "--wrokers", "2"],
+        &["issuer", "--config", "no/such/file.yaml"],
+        &["explain", "--policy", "policy/sound"],
+        &[
+            "explain",
+            "--policy",
+            "policy/sound",
+            "--principal",
+            "checkout",
+            "--service",
+            "invoices",
+        ],
+    ] {
+        let output = doorward(args);
+        assert_eq!(code(&output), 2, "{args:?}: {}", err(&output));
+        assert!(out(&output).is_empty(), "{args:?}");
+        assert!(!err(&output).trim().is_empty(), "{args:?}");
+    }
+}
+
+#[test]
+fn help_and_version_are_no_trouble() {
+    let output = doorward(&["--version"]);
+    assert_eq!(
+        out(&output),
+        format!("doorward {}\n", env!("CARGO_PKG_VERSION"))
+    );
+    let output = doorward(&["--help"]);
+    assert_eq!(code(&output), 0);
+    for command in ["run", "check", "explain", "issuer"] {
+        assert!(
+            out(&output).contains(&format!("\n  {command} ")),
+            "{command}"
+        );
+        assert_eq!(code(&doorward(&[command, "--help"])), 0, "{command}");
+    }
+}
+
+#[test]
+fn an_issuers_mistakes_are_told_in_place() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = dir.path().join("issuer.yaml");
+    for (text, expected) in [
+        (
+            "trust_domain: example.org\nsocket: /run/x.sock\n",
+            "the key `entries` is missing",
+        ),
+        (
+            "trust_domain: example.org\nsocket: x.sock\nentries: []\n",
+            "`x.sock` is not an absolute path",
+        ),
+        (
+            "trust_domain: example.org\nsocket: /run/x.sock\nentries:\n- { id: /a, selectors: {} }\n",
+            "an entry without a selector would be for every process",
+        ),
+        (
+            "trust_domain: example.org\nsocket: /run/x.sock\nentries:\n- { id: 'spiffe://other/a', selectors: { uid: 1 } }\n",
+            "is outside the trust domain",
+        ),
+        (
+            "trust_domain: example.org\nsocket: /run/x.sock\nentries:\n- { id: /a, selectors: { uid: 1 }, lifetime: 4s, rotate_every: 4s }\n",
+            "`rotate_every` must be shorter than the lifetime",
+        ),
+    ] {
+        std::fs::write(&config, text).unwrap();
+        let output = doorward(&["issuer", "--config", config.to_str().unwrap()]);
+        assert_eq!(code(&output), 2, "{text}");
+        assert!(err(&output).contains(expected), "{text}\n{}", err(&output));
+    }
+}
+
+const ASKED: [&str; 7] = [
+    "explain",
+    "--principal",
+    "spiffe://example.org/checkout",
+    "--service",
+    "invoices",
+    "--policy",
+    "policy/sound",
+];
+
+fn explain(more: &[&str]) -> Output {
+    doorward(&[&ASKED, more].concat())
+}
+
+#[test]
+fn explain_names_the_grant_that_allows() {
+    let output = explain(&["--path", "/v1/invoices/7"]);
+    assert_eq!(code(&output), 0, "{}", err(&output));
+    assert!(
+        out(&output).contains("checkout-reads-invoices"),
+        "{}",
+        out(&output)
+    );
+    let output = explain(&["--path", "/v1/invoices/7", "--json"]);
+    assert_eq!(code(&output), 0, "{}", err(&output));
+    let told: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert!(
+        told.to_string().contains("checkout-reads-invoices"),
+        "{told}"
+    );
+}
+
+#[test]
+fn explain_says_what_is_missing_when_it_denies() {
+    for more in [
+        &["--path", "/v2/invoices"][..],
+        &["--path", "/v1/invoices/7", "--method", "POST"],
+        &["--connect"],
+        &["--path", "/v1/invoices/7", "--at", "2100-01-01T00:00:00Z"],
+    ] {
+        let output = explain(more);
+        assert_eq!(
+            code(&output),
+            1,
+            "{more:?}: {}{}",
+            out(&output),
+            err(&output)
+        );
+        assert!(!out(&output).is_empty(), "{more:?}");
+    }
+}
+
+#[test]
+fn explain_of_a_broken_policy_is_trouble_and_quotes_it() {
+    let mut args = ASKED;
+    args[6] = "policy/ungoverned";
+    let output = doorward(&args);
+    assert_eq!(code(&output), 2);
+    assert!(
+        err(&output).contains("this permit does not say @id"),
+        "{}",
+        err(&output)
+    );
+    assert!(out(&output).is_empty());
+}
