@@ -1,6 +1,7 @@
 //! What can be asked of `doorward` on the command line? A file for each command.
 
 pub mod check;
+pub mod demo;
 pub mod explain;
 pub mod issuer;
 pub mod run;
@@ -18,6 +19,9 @@ use crate::{runtime, telemetry};
 #[derive(Debug, Parser)]
 #[command(name = "doorward", version, max_term_width = 100)]
 struct Args {
+    /// End when the process with this number does, which must be the one that starts this
+    #[arg(long, value_name = "PID", hide = true)]
+    end_with: Option<i32>,
     #[command(subcommand)]
     command: Command,
 }
@@ -28,6 +32,9 @@ enum Command {
     Check(check::Args),
     Explain(explain::Args),
     Issuer(issuer::Args),
+    Demo(demo::Args),
+    #[command(hide = true)]
+    DemoApp(demo::app::Args),
 }
 
 /// Exit codes: 0 it is so, 1 it is not (a check that fails, a request that is denied), 2 it could not be
@@ -37,16 +44,25 @@ pub const TROUBLE: u8 = 2;
 /// Does what the command line says.
 #[must_use]
 pub fn main() -> ExitCode {
-    let done = match Args::parse().command {
+    let args = Args::parse();
+    let followed = args.end_with.map_or(Ok(()), demo::end_with);
+    followed
+        .and_then(|()| obey(args.command))
+        .unwrap_or_else(|error| {
+            tell(&error);
+            ExitCode::from(TROUBLE)
+        })
+}
+
+fn obey(command: Command) -> anyhow::Result<ExitCode> {
+    match command {
         Command::Run(args) => run::run(&args),
         Command::Check(args) => check::run(&args),
         Command::Explain(args) => explain::run(args),
         Command::Issuer(args) => issuer(args),
-    };
-    done.unwrap_or_else(|error| {
-        tell(&error);
-        ExitCode::from(TROUBLE)
-    })
+        Command::Demo(args) => demo::run(&args),
+        Command::DemoApp(args) => demo::app::run(&args),
+    }
 }
 
 fn issuer(args: issuer::Args) -> anyhow::Result<ExitCode> {
