@@ -8,6 +8,7 @@ use std::future::Future;
 use std::io;
 use std::thread::JoinHandle;
 
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::mpsc;
 
@@ -23,6 +24,16 @@ pub fn control() -> io::Result<Runtime> {
 #[must_use]
 pub fn default_workers() -> usize {
     std::thread::available_parallelism().map_or(1, Into::into)
+}
+
+/// Lets the process have as many open files as the system grants it. Each connection takes one or two, and
+/// the usual soft limit of 1024 is there only for programs that call `select`.
+pub fn raise_file_limit() {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    if let Err(error) = raised {
+        tracing::warn!(%error, "the limit of open files cannot be raised");
+    }
 }
 
 /// Threads that work.
@@ -79,6 +90,14 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use super::*;
+
+    #[test]
+    fn all_open_files_that_the_system_grants_may_be_used() {
+        let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+        setrlimit(Resource::RLIMIT_NOFILE, hard.min(1024), hard).unwrap();
+        raise_file_limit();
+        assert_eq!(getrlimit(Resource::RLIMIT_NOFILE).unwrap(), (hard, hard));
+    }
 
     #[test]
     fn every_job_runs_on_a_thread_of_its_own_and_is_waited_for() {

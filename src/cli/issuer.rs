@@ -3,11 +3,11 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::{error, info, warn};
 
 use crate::issuer::{Handle, Issuer, Settings};
+use crate::runtime;
 
 /// Serve a SPIFFE Workload API for this machine from a small CA of its own.
 ///
@@ -25,7 +25,7 @@ pub struct Args {
 /// Every mistake in the configuration file, or why it cannot listen or serve.
 pub async fn run(args: Args) -> anyhow::Result<()> {
     let settings = Settings::open(&args.config)?;
-    raise_file_limit();
+    runtime::raise_file_limit();
     // Before anybody can know of us: a signal that comes early must not kill.
     let mut hangup = signal(SignalKind::hangup())?;
     let mut terminate = signal(SignalKind::terminate())?;
@@ -76,13 +76,4 @@ fn reload(path: &Path, running: &Settings, handle: &Handle) {
     }
     info!(entries = read.registry.len(), "new entries are in force");
     handle.replace(read.registry);
-}
-
-/// A connection takes two file descriptors, and the usual soft limit is 1024.
-fn raise_file_limit() {
-    let raised = getrlimit(Resource::RLIMIT_NOFILE)
-        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
-    if let Err(error) = raised {
-        warn!(%error, "the limit of open files cannot be raised");
-    }
 }

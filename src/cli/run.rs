@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use crate::config::Config;
-use crate::{app, telemetry};
+use crate::{app, runtime, telemetry};
 
 /// Run the sidecar that a configuration file describes
 #[derive(Debug, clap::Args)]
@@ -26,5 +26,6 @@ pub struct Args {
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let config = Config::open(&args.config)?;
     telemetry::start(&config.log)?;
+    runtime::raise_file_limit();
     app::run(config)
 }
