@@ -316,7 +316,9 @@ struct Running(Child);
 
 impl Running {
     fn start(args: &[&str]) -> Self {
-        let child = doorward().args(args).stdout(Stdio::null()).spawn();
+        let mut command = doorward();
+        // Only trouble is shown.
+        let child = command.args(args).env("RUST_LOG", "warn").spawn();
         Self(child.unwrap())
     }
 }
