@@ -30,7 +30,7 @@ struct Args {
 enum Command {
     Run(run::Args),
     Check(check::Args),
-    Explain(explain::Args),
+    Explain(Box<explain::Args>),
     Issuer(issuer::Args),
     Demo(demo::Args),
     #[command(hide = true)]
@@ -58,7 +58,7 @@ fn obey(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Run(args) => run::run(&args),
         Command::Check(args) => check::run(&args),
-        Command::Explain(args) => explain::run(args),
+        Command::Explain(args) => explain::run(*args),
         Command::Issuer(args) => issuer(args),
         Command::Demo(args) => demo::run(&args),
         Command::DemoApp(args) => demo::app::run(&args),

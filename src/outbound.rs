@@ -216,7 +216,7 @@ impl Outbound {
             Ok((Detected::Http2Preface, stream)) => http::serve(connection, stream, true).await,
             Ok((Detected::Http1, stream)) => http::serve(connection, stream, false).await,
             Ok((_, stream)) if settings.listener.protocol == Protocol::Auto => {
-                connection.serve_tcp(stream).await
+                connection.serve_tcp(stream).await;
             }
             // HTTP answers what is not HTTP.
             Ok((_, stream)) => http::serve(connection, stream, false).await,

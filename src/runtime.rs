@@ -77,10 +77,11 @@ impl Workers {
     /// Waits for the threads, after [`Workers::ended`]. False if one of them panicked.
     #[must_use]
     pub fn join(self) -> bool {
-        self.threads
-            .into_iter()
-            .map(|thread| thread.join().is_ok())
-            .fold(true, |all, one| all && one)
+        let mut all = true;
+        for thread in self.threads {
+            all &= thread.join().is_ok();
+        }
+        all
     }
 }
 

@@ -64,10 +64,10 @@ pub fn address<B>(
         // An absolute target counts, whatever the header says.
         match parts.authority.take() {
             Some(authority) => {
-                drop(headers.insert(HOST, HeaderValue::from_str(authority.as_str())?))
+                drop(headers.insert(HOST, HeaderValue::from_str(authority.as_str())?));
             }
             None if !headers.contains_key(HOST) => {
-                drop(headers.insert(HOST, HeaderValue::from_static("")))
+                drop(headers.insert(HOST, HeaderValue::from_static("")));
             }
             None => {}
         }

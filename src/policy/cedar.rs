@@ -1,7 +1,7 @@
 //! Which policies concern this principal at this service, and what do they say?
 //!
 //! Cedar asks every policy it is given. So policies are put under the principal and the resource that
-//! their scope names when they are loaded; what concerns one principal at one service, its [`Slice`], is
+//! their scope names when they are loaded; what concerns one principal at one service, its `Slice`, is
 //! picked from there once, and of that only what concerns the action is asked.
 
 use std::collections::{BTreeMap, HashMap};
