@@ -1,6 +1,11 @@
 //! Does the README say what is so? Its tables are held against the code and a running sidecar, and every
 //! example is checked.
 
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test may stop at the first surprise, in its helpers too"
+)]
+
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
