@@ -119,7 +119,7 @@ impl Exchange {
         let mut response = response.map(|_| Reply::empty());
         let headers = response.headers_mut();
         let protocol = headers.get(UPGRADE).cloned();
-        headers::strip_hop_by_hop(headers);
+        headers::strip_response(headers);
         if let Some(protocol) = protocol {
             headers::set_upgrade(headers, protocol);
         }
@@ -248,8 +248,7 @@ impl Body for Upload {
                     .fetch_add(data.len() as u64, Ordering::Relaxed);
                 exchange.meter.received.inc_by(data.len() as u64);
             } else if let Some(trailers) = frame.trailers_mut() {
-                // Some applications read trailers as if they were headers.
-                headers::strip_identity(trailers);
+                headers::strip_trailers(trailers);
             }
         }
         Poll::Ready(frame)

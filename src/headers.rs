@@ -5,8 +5,7 @@ use std::fmt::Write as _;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use http::header::{
-    CONNECTION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, PROXY_AUTHENTICATE,
-    PROXY_AUTHORIZATION, TE, TRANSFER_ENCODING, UPGRADE, VIA,
+    CONNECTION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, TE, UPGRADE, VIA,
 };
 use http::{Method, Version};
 
@@ -21,9 +20,6 @@ pub const CLIENT_CERT: HeaderName = HeaderName::from_static("client-cert");
 pub const CLIENT_CERT_CHAIN: HeaderName = HeaderName::from_static("client-cert-chain");
 /// RFC 9209: which proxy made this response up, and why.
 pub const PROXY_STATUS: HeaderName = HeaderName::from_static("proxy-status");
-
-const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
-const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 
 /// How an application learns who calls it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,7 +67,7 @@ impl Identity {
         Self(valid.collect())
     }
 
-    /// Puts them on a request from which [`strip_identity`] has removed the peer's own claims.
+    /// Puts them on a request from which [`strip_request`] has removed the peer's own claims.
     pub fn add_to(&self, headers: &mut HeaderMap) {
         for (name, value) in &self.0 {
             headers.insert(name.clone(), value.clone());
@@ -79,15 +75,88 @@ impl Identity {
     }
 }
 
-/// Removes every header by which a peer might claim an identity, those too that are written with `_` in
-/// the place of `-`: applications behind CGI, WSGI or Rack cannot tell the two apart.
-pub fn strip_identity(headers: &mut HeaderMap) {
-    let claims = headers.keys().filter(|name| is_claim(name));
-    for name in claims.cloned().collect::<Vec<_>>() {
-        headers.remove(name);
+/// Makes a request fit for the next hop: removes what concerns one connection only (RFC 9110 §7.6.1) and
+/// every header by which its sender might claim an identity. `te: trailers` stays: gRPC needs it.
+///
+/// A sender may name any header in `connection`. Headers that the proxy itself decides on are put on after
+/// this, so that none can be removed that way.
+pub fn strip_request(headers: &mut HeaderMap) {
+    strip(headers, |name| is_hop_by_hop(name) || is_claim(name));
+}
+
+/// Makes a response fit for the caller: removes what concerns one connection only.
+pub fn strip_response(headers: &mut HeaderMap) {
+    strip(headers, is_hop_by_hop);
+}
+
+/// Removes what claims an identity from trailers, which some applications read as if they were headers.
+pub fn strip_trailers(trailers: &mut HeaderMap) {
+    strip(trailers, is_claim);
+}
+
+/// Most messages have nothing to remove, and finding that out takes one look at each name: a look-up for
+/// each header that there might be costs ten times as much.
+fn strip(headers: &mut HeaderMap, unwanted: impl Fn(&HeaderName) -> bool) {
+    let unwanted: Vec<HeaderName> = headers
+        .keys()
+        .filter(|name| unwanted(name))
+        .cloned()
+        .collect();
+    for name in unwanted {
+        if name == CONNECTION {
+            for named in named_in_connection(headers) {
+                headers.remove(named);
+            }
+        }
+        if name == TE {
+            keep_trailers_only(headers);
+        } else {
+            headers.remove(name);
+        }
     }
 }
 
+fn is_hop_by_hop(name: &HeaderName) -> bool {
+    matches!(
+        name.as_str(),
+        "connection"
+            | "keep-alive"
+            | "proxy-connection"
+            | "proxy-authenticate"
+            | "proxy-authorization"
+            | "te"
+            | "transfer-encoding"
+            | "upgrade"
+    )
+}
+
+fn named_in_connection(headers: &HeaderMap) -> Vec<HeaderName> {
+    options(headers, CONNECTION)
+        .filter_map(|name| HeaderName::try_from(name).ok())
+        .filter(|name| *name != TE)
+        .collect()
+}
+
+fn keep_trailers_only(headers: &mut HeaderMap) {
+    let trailers = options(headers, TE).any(|coding| coding.eq_ignore_ascii_case("trailers"));
+    headers.remove(TE);
+    if trailers {
+        headers.insert(TE, HeaderValue::from_static("trailers"));
+    }
+}
+
+/// The items of a list in one or several headers of the same name.
+fn options(headers: &HeaderMap, name: HeaderName) -> impl Iterator<Item = &str> {
+    headers
+        .get_all(name)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .map(str::trim)
+}
+
+/// Whether a header claims an identity, also where it is written with `_` in the place of `-`:
+/// applications behind CGI, WSGI or Rack cannot tell the two apart.
 fn is_claim(name: &HeaderName) -> bool {
     let name = name.as_str().as_bytes();
     // Few names are as long as one of these, so this costs a request next to nothing.
@@ -98,62 +167,14 @@ fn is_claim(name: &HeaderName) -> bool {
     })
 }
 
-/// Removes what concerns one connection only (RFC 9110 §7.6.1). `te: trailers` stays: gRPC needs it.
-///
-/// A peer may name any header in `connection`. Headers that the proxy itself decides on are put on after
-/// this, so that none can be removed that way.
-pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
-    if headers.contains_key(CONNECTION) {
-        let named: Vec<HeaderName> = headers
-            .get_all(CONNECTION)
-            .iter()
-            .filter_map(|value| value.to_str().ok())
-            .flat_map(|value| value.split(','))
-            .filter_map(|name| HeaderName::try_from(name.trim()).ok())
-            .filter(|name| *name != TE)
-            .collect();
-        for name in named {
-            headers.remove(name);
-        }
-        headers.remove(CONNECTION);
-    }
-    for name in [
-        KEEP_ALIVE,
-        PROXY_CONNECTION,
-        PROXY_AUTHENTICATE,
-        PROXY_AUTHORIZATION,
-        TRANSFER_ENCODING,
-        UPGRADE,
-    ] {
-        headers.remove(name);
-    }
-    if headers.get(TE).is_some_and(|te| te != "trailers") {
-        let trailers = headers
-            .get_all(TE)
-            .iter()
-            .filter_map(|value| value.to_str().ok())
-            .flat_map(|value| value.split(','))
-            .any(|coding| coding.trim().eq_ignore_ascii_case("trailers"));
-        headers.remove(TE);
-        if trailers {
-            headers.insert(TE, HeaderValue::from_static("trailers"));
-        }
-    }
-}
-
 /// The protocol that an HTTP/1.1 request asks to change to, such as `websocket` (RFC 9110 §7.8).
 #[must_use]
 pub fn upgrade(method: &Method, version: Version, headers: &HeaderMap) -> Option<HeaderValue> {
     if version != Version::HTTP_11 || *method == Method::CONNECT {
         return None;
     }
-    let asked = headers
-        .get_all(CONNECTION)
-        .iter()
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(','))
-        .any(|option| option.trim().eq_ignore_ascii_case("upgrade"));
     let protocol = headers.get(UPGRADE)?;
+    let asked = options(headers, CONNECTION).any(|option| option.eq_ignore_ascii_case("upgrade"));
     // h2c would take the connection out of every later decision's sight.
     let hidden = protocol.to_str().map_or(true, |text| {
         text.split(',')
@@ -238,7 +259,7 @@ mod tests {
             ("upgrade", "h2c"),
             ("accept", "*/*"),
         ]);
-        strip_hop_by_hop(&mut map);
+        strip_request(&mut map);
         assert_eq!(map, headers(&[("te", "trailers"), ("accept", "*/*")]));
     }
 
@@ -257,7 +278,7 @@ mod tests {
             ("x-client-cert", "1"),
             ("accept", "*/*"),
         ]);
-        strip_identity(&mut map);
+        strip_request(&mut map);
         let kept = [
             ("client-cert-serial", "1"),
             ("x-client-cert", "1"),

@@ -103,8 +103,7 @@ impl Caller {
         let upgrade = headers::upgrade(request.method(), request.version(), request.headers());
         let headers = request.headers_mut();
         let spoken = headers::take_via(headers);
-        headers::strip_hop_by_hop(headers);
-        headers::strip_identity(headers);
+        headers::strip_request(headers);
         self.identity.add_to(headers);
         match upgrade {
             // Rare, and large: an upgrade has no place in the future of every request.
@@ -139,7 +138,7 @@ impl Caller {
         let wanted = if http2 { Wanted::Http2 } else { Wanted::Http1 };
         match inbound.app.send(request, wanted).await {
             Ok((mut response, lease)) => {
-                headers::strip_hop_by_hop(response.headers_mut());
+                headers::strip_response(response.headers_mut());
                 Ok(exchange.clone().pass_on(response, Some(lease)))
             }
             Err(error) => Err(self.failed(&error)),
@@ -165,7 +164,7 @@ impl Caller {
             Err(error) => return Err(self.failed(&error)),
         };
         if response.status() != StatusCode::SWITCHING_PROTOCOLS {
-            headers::strip_hop_by_hop(response.headers_mut());
+            headers::strip_response(response.headers_mut());
             return Ok(exchange.clone().pass_on(response, None));
         }
         let ours = hyper::upgrade::on(&mut response);

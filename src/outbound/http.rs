@@ -64,8 +64,7 @@ impl Connection {
         let version = request.version();
         let upgrade = headers::upgrade(request.method(), version, request.headers());
         let headers = request.headers_mut();
-        headers::strip_hop_by_hop(headers);
-        headers::strip_identity(headers);
+        headers::strip_request(headers);
         headers::add_via(headers, version);
         if let Some(protocol) = upgrade {
             return Box::pin(self.upgrade(exchange, request, protocol)).await;
@@ -81,7 +80,7 @@ impl Connection {
             Err(error) => return Err(self.failed(exchange, &error)),
         };
         note_peer(exchange, lease.standing());
-        headers::strip_hop_by_hop(response.headers_mut());
+        headers::strip_response(response.headers_mut());
         Ok(exchange.clone().pass_on(response, Some(lease)))
     }
 
@@ -101,7 +100,7 @@ impl Connection {
         };
         note_peer(exchange, standing.as_ref());
         if response.status() != StatusCode::SWITCHING_PROTOCOLS {
-            headers::strip_hop_by_hop(response.headers_mut());
+            headers::strip_response(response.headers_mut());
             return Ok(exchange.clone().pass_on(response, None));
         }
         let answering = hyper::upgrade::on(&mut response);
