@@ -192,9 +192,8 @@ impl Play {
         &mut self,
         work: impl Future<Output = anyhow::Result<(T, Told)>>,
     ) -> Option<T> {
-        let Some(name) = STEPS.get(self.steps.len()).copied() else {
-            return None;
-        };
+        let name = STEPS.get(self.steps.len()).copied()?;
+        self.progress.say("");
         let limited = timeout_at(self.deadline, work);
         let done = self.telling.during(name, &self.progress, limited).await;
         let done =

@@ -44,7 +44,8 @@ pub(super) fn issuer(dir: &Path, issuing: Issuing) -> String {
     };
     let entries: String = [("checkout", issuing.checkout), ("invoices", true)]
         .into_iter()
-        .filter_map(|(name, registered)| registered.then(|| entry(name)))
+        .filter(|(_, registered)| *registered)
+        .map(|(name, _)| entry(name))
         .collect();
     let socket = quoted(dir.join("issuer.sock").display());
     format!("trust_domain: {TRUST_DOMAIN}\nsocket: {socket}\nentries:\n{entries}")

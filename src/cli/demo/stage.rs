@@ -272,15 +272,16 @@ impl Log {
     /// The error in its last line whose message begins with `message`.
     pub(super) fn cause(&self, message: &str) -> Option<String> {
         let text = fs::read_to_string(&self.0).ok()?;
-        let lines = text
+        let mut lines = text
             .lines()
+            .rev()
             .filter_map(|line| serde_json::from_str(line).ok());
         let says = |line: &Value| {
             line["message"]
                 .as_str()
                 .is_some_and(|it| it.starts_with(message))
         };
-        let line = lines.filter(says).last()?;
+        let line = lines.find(says)?;
         Some(line["error"].as_str()?.to_owned())
     }
 }

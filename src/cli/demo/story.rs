@@ -183,14 +183,12 @@ impl<'a> Story<'a> {
         let median = times[MORE / 2];
         let lines = [
             format!(
-                "GET {INVOICE} got 200; {} at the median of {MORE} more, {} the first with its handshake",
-                time(median),
-                time(first.took)
+                "GET {INVOICE} got 200 in {}, {MORE} more in {} at the median",
+                time(first.took),
+                time(median)
             ),
-            format!("by the grant {READS}, for which {OWNER} answers"),
-            format!(
-                "the application was told by its sidecar: {CHECKOUT}; a forged header was removed"
-            ),
+            format!("by the grant {READS} of {OWNER}"),
+            format!("the application was told who asked: {CHECKOUT}"),
         ];
         told(
             lines,
@@ -204,6 +202,7 @@ impl<'a> Story<'a> {
                 "principal": record["principal"],
                 "seen_by_app": seen,
                 "caller": caller,
+            "forged_header_removed": !seen.contains("admin"),
             }),
         )
     }
@@ -220,7 +219,7 @@ impl<'a> Story<'a> {
             let answer = client.send(method.clone(), path, &[]).await?;
             let (record, reason) = self.refused(mark, &answer, "denied").await?;
             lines.push(format!(
-                "{method} {path} got 403 from the proxy in {}; the audit says why: {reason}",
+                "{method} {path} got 403 from the proxy in {}; on record: {reason}",
                 time(answer.took)
             ));
             refusals.push(json!({
@@ -287,14 +286,11 @@ impl<'a> Story<'a> {
         self.stage.end(&handle).await;
 
         let mut lines = vec![format!(
-            "an unregistered sidecar asked the issuer {refusals} times, got nothing, and is not ready"
+            "an unregistered sidecar asked the issuer {refusals} times, in vain: not ready"
         )];
         let mut knocks = Vec::new();
         for (stranger, how) in [
-            (
-                Stranger::SelfMade(CHECKOUT),
-                "a self-made certificate for checkout",
-            ),
+            (Stranger::SelfMade(CHECKOUT), "a self-made certificate"),
             (Stranger::WithoutCertificate, "no certificate"),
         ] {
             self.progress.say(format!("a client comes with {how}"));
@@ -314,7 +310,7 @@ impl<'a> Story<'a> {
                 "expected the audit to say why, but it says {record}"
             );
             lines.push(format!(
-                "a client with {how} was refused in the handshake: TLS alert {alert}, in the audit {reason}"
+                "a client with {how} got TLS alert {alert}; on record: {reason}"
             ));
             knocks.push(json!({
                 "with": how,
@@ -370,6 +366,8 @@ impl<'a> Story<'a> {
             sleep(LOOK_EVERY * 10).await;
         };
         // The last of them is to be used, too.
+        self.progress
+            .say("a little longer, with the last certificates");
         sleep(AFTERGLOW).await;
         let tally = load.finish().await;
         let took = began.elapsed();
@@ -403,7 +401,7 @@ impl<'a> Story<'a> {
                 tally.failed
             ),
             format!(
-                "{CONNECTIONS} keep-alive connections, none of them lost; {} at the median, {} at the 99th percentile",
+                "over {CONNECTIONS} connections, none of them lost; p50 {}, p99 {}",
                 time(p50),
                 time(p99)
             ),
@@ -523,8 +521,9 @@ impl<'a> Story<'a> {
             "expected checkout's sidecar not to be ready, but it is"
         );
 
+        let end = certificate["not_after"].as_str().unwrap_or_default();
         self.progress
-            .say("waiting for the open TCP session's certificate to run out");
+            .say(format!("the open TCP session may go on until {end}"));
         session.closed(self.issuing.lifetime + PATIENCE).await?;
         let closed = SystemTime::now();
         let ended = began.elapsed();
@@ -556,13 +555,13 @@ impl<'a> Story<'a> {
         let back = back.elapsed();
         let lines = [
             format!(
-                "{} after checkout's registration was removed, its sidecar presented nothing: {} {}",
+                "refused {} after checkout's registration was removed: {} {}",
                 time(refused),
                 refusal.status.as_u16(),
                 error.as_str().unwrap_or_default()
             ),
             format!(
-                "the TCP session that was open ended by itself after {}, when its certificate ran out at {not_after}",
+                "the open TCP session ended by itself after {}: its certificate ran out",
                 time(ended)
             ),
             format!("registered again, checkout was served after {}", time(back)),
@@ -630,13 +629,12 @@ impl<'a> Story<'a> {
                 several(records.len() as u64, "record")
             ),
             format!(
-                "the last one allowed: {} with certificate {}, by {} of {}",
-                text(&principal["id"]),
+                "the last one allowed: certificate {}, grant {}, owner {}",
                 text(&principal["serial"]),
                 text(&last["grant"]["id"]),
                 text(&last["grant"]["owner"])
             ),
-            "and the metrics count the same:".into(),
+            "the metrics count the same:".into(),
         ];
         lines.extend(shown.iter().cloned());
         told(

@@ -215,11 +215,17 @@ impl Look {
     }
 }
 
-/// Breaks `text` between words so that lines have at most `width` columns, if words let it.
+/// Breaks `text` so that lines have at most `width` columns: between words, and within those that are
+/// longer than a line.
 fn wrap(text: &str, width: usize) -> Vec<String> {
     let mut lines = Vec::new();
     let mut line = String::new();
-    for word in text.split_whitespace() {
+    let chars: Vec<Vec<char>> = text
+        .split_whitespace()
+        .map(|word| word.chars().collect())
+        .collect();
+    let pieces = chars.iter().flat_map(|word| word.chunks(width.max(1)));
+    for word in pieces.map(|piece| piece.iter().collect::<String>()) {
         let longer = line.chars().count() + 1 + word.chars().count();
         if !line.is_empty() && longer > width {
             lines.push(std::mem::take(&mut line));
@@ -227,7 +233,7 @@ fn wrap(text: &str, width: usize) -> Vec<String> {
         if !line.is_empty() {
             line.push(' ');
         }
-        line.push_str(word);
+        line.push_str(&word);
     }
     lines.push(line);
     lines
@@ -358,7 +364,7 @@ mod tests {
             }
         }
         assert_eq!(wrap("a bc d", 4), ["a bc", "d"]);
-        assert_eq!(wrap("longer than", 3), ["longer", "than"]);
+        assert_eq!(wrap("longer than", 4), ["long", "er", "than"]);
         assert_eq!(wrap("", 3), [""]);
     }
 
