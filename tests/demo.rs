@@ -1,5 +1,11 @@
 //! The demo as a newcomer runs it: every step holds, and nothing of it stays.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test may stop at the first surprise"
+)]
+
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;

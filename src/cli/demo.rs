@@ -104,6 +104,9 @@ async fn demo(args: &Args) -> anyhow::Result<ExitCode> {
         steps: play.steps,
     };
     stage.clear().await.context("something is left behind")?;
+    if interrupted {
+        play.telling.say("Stopped: nothing of it is left running.");
+    }
     if args.json {
         let mut text = serde_json::to_string(&summary)?;
         text.push('\n');
@@ -236,7 +239,7 @@ impl Play {
 
     /// Ctrl-C after the story is how it ends; before, a step is missing.
     fn interrupted(&mut self) {
-        self.telling.say("");
+        self.telling.break_off();
         if let Some(name) = STEPS.get(self.steps.len()).copied() {
             let error = "interrupted";
             self.telling.step(name, false, &[error.into()]);
@@ -246,7 +249,6 @@ impl Play {
                 detail: json!({ "error": error }),
             });
         }
-        self.telling.say("Stopped: nothing of it is left running.");
     }
 
     /// Keeps everything running to be tried, until interrupted or until a process falls.

@@ -140,6 +140,13 @@ impl Telling {
         done
     }
 
+    /// Wipes out the line that moved while something worked.
+    pub(super) fn break_off(&mut self) {
+        if self.look.terminal {
+            self.write(ERASE);
+        }
+    }
+
     /// How a step ended: `lines` say what was measured, or what was expected and what happened.
     pub(super) fn step(&mut self, name: &str, ok: bool, lines: &[String]) {
         let tone = if ok { Tone::Good } else { Tone::Bad };
