@@ -25,6 +25,7 @@ use crate::lifecycle::Tasks;
 use crate::outcome::Outcome;
 use crate::session::Standing;
 use crate::target;
+use crate::telemetry::chain;
 use crate::tls::HandshakeError;
 
 /// How to reach the one place that a pool leads to.
@@ -397,7 +398,7 @@ impl<D: Dial> Pool<D> {
                 .map_err(DialError::Http)?;
             self.tasks.spawn(async move {
                 if let Err(error) = connection.await {
-                    tracing::debug!(%error, "HTTP/2 connection ended");
+                    tracing::debug!(error = %chain(&error), "HTTP/2 connection ended");
                 }
             });
             let streams = AtomicUsize::new(0);
@@ -415,7 +416,7 @@ impl<D: Dial> Pool<D> {
                 .map_err(DialError::Http)?;
             self.tasks.spawn(async move {
                 if let Err(error) = connection.await {
-                    tracing::debug!(%error, "HTTP/1.1 connection ended");
+                    tracing::debug!(error = %chain(&error), "HTTP/1.1 connection ended");
                 }
             });
             Ok(Connection::Own {
