@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime};
 use rcgen::{BasicConstraints, CertificateParams, IsCa, KeyUsagePurpose};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::TlsAcceptor;
 
 use crate::mesh::*;
 
@@ -209,6 +210,8 @@ async fn a_stranger_cannot_borrow_the_key_of_nobody() {
     assert_eq!(mesh.app.connections(), 0);
 }
 
+const ALPN: [&str; 3] = ["h2", "http/1.1", "doorward-tcp"];
+
 /// A server that counts the bytes it is told after the handshake.
 struct Impostor {
     address: std::net::SocketAddr,
@@ -218,7 +221,10 @@ struct Impostor {
 
 impl Impostor {
     async fn start(identity: &Minted) -> Self {
-        let acceptor = Tls::server(identity, &["h2", "http/1.1", "doorward-tcp"]);
+        Self::with(Tls::server(identity, &ALPN)).await
+    }
+
+    async fn with(acceptor: TlsAcceptor) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let this = Self {
             address: listener.local_addr().unwrap(),
@@ -298,4 +304,34 @@ async fn a_server_that_is_not_the_expected_one_is_told_nothing() {
     assert!(rest.is_empty());
     other.gone(seen + 1).await;
     assert_eq!(other.told.load(Ordering::SeqCst), 0);
+}
+
+#[tokio::test]
+async fn a_server_that_refuses_us_is_a_bad_gateway_and_not_asked_again_and_again() {
+    let dirs = Dirs::new();
+    let mut issuer = Issuer::new(&dirs);
+    issuer.add(&dirs, "a", "1h", None);
+    issuer.start().await;
+    let stranger = Ca::stranger("other.example");
+    let server = Tls::strict_server(&issuer.ca().svid("b"), &stranger, &ALPN);
+    let server = Impostor::with(server).await;
+    let mut a = Plan::new("a")
+        .outbound(server.address, &id("b"), "protocol: http")
+        .start(&dirs, &issuer)
+        .await;
+    a.ready().await;
+    for method in ["GET", "POST"] {
+        let tried = server.handshakes.load(Ordering::SeqCst);
+        let answer = ask(a.outbound[0], request(method, "/")).await;
+        assert_eq!(answer.status, 502, "{method}: {answer:?}");
+        assert_eq!(answer.json()["error"], "upstream_failed");
+        server.gone(tried + 1).await;
+        let tries = server.handshakes.load(Ordering::SeqCst) - tried;
+        assert!(tries <= 3, "{method}: {tries} tries");
+        assert_eq!(server.told.load(Ordering::SeqCst), 0, "{method}");
+    }
+    a.record("the failure", |record| {
+        record["outcome"] == "upstream_failed"
+    })
+    .await;
 }

@@ -12,16 +12,17 @@ use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::aws_lc_rs;
-use rustls::server::NoServerSessionStorage;
+use rustls::server::danger::ClientCertVerifier;
+use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
-use rustls::{ClientConfig, DigitallySignedStruct, ServerConfig, SignatureScheme};
+use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme};
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_rustls::{TlsAcceptor, TlsConnector, client};
 
-use super::{Minted, SOON};
+use super::{Ca, Minted, SOON};
 
 /// A response, read to its end.
 #[derive(Clone, Debug)]
@@ -268,11 +269,28 @@ impl Tls {
 
     /// The other side: a server that proves `identity` and lets everybody in.
     pub(crate) fn server(identity: &Minted, alpn: &[&str]) -> TlsAcceptor {
+        Self::server_for(WebPkiClientVerifier::no_client_auth(), identity, alpn)
+    }
+
+    /// A server that lets in only whom `ca` has signed.
+    pub(crate) fn strict_server(identity: &Minted, ca: &Ca, alpn: &[&str]) -> TlsAcceptor {
+        let mut roots = RootCertStore::empty();
+        roots.add(ca.certificate().clone()).unwrap();
+        let provider = Arc::new(aws_lc_rs::default_provider());
+        let clients = WebPkiClientVerifier::builder_with_provider(roots.into(), provider);
+        Self::server_for(clients.build().unwrap(), identity, alpn)
+    }
+
+    fn server_for(
+        clients: Arc<dyn ClientCertVerifier>,
+        identity: &Minted,
+        alpn: &[&str],
+    ) -> TlsAcceptor {
         let mut config =
             ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
                 .with_protocol_versions(&[&rustls::version::TLS13])
                 .unwrap()
-                .with_no_client_auth()
+                .with_client_cert_verifier(clients)
                 .with_single_cert(identity.chain.clone(), identity.key())
                 .unwrap();
         config.alpn_protocols = alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
