@@ -19,7 +19,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::lifecycle::{Lifecycle, Phase};
 use crate::outcome::Outcome;
-use crate::upstream::{CONNECTION_WINDOW, MAX_FRAME, PING_EVERY, STREAM_WINDOW};
+use crate::upstream::{CONNECTION_WINDOW, HEADER_BYTES, MAX_FRAME, PING_EVERY, STREAM_WINDOW};
 
 /// Limits of one HTTP connection.
 #[derive(Clone, Copy, Debug)]
@@ -36,7 +36,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             header_timeout: Duration::from_secs(60),
-            header_bytes: 64 * 1024,
+            header_bytes: HEADER_BYTES,
             streams: 1000,
         }
     }

@@ -155,7 +155,7 @@ pub struct Settings {
 impl Default for Settings {
     fn default() -> Self {
         Self {
-            streams: 200,
+            streams: STREAMS as usize,
             idle: 256,
             idle_for: Duration::from_secs(30),
         }
@@ -391,6 +391,7 @@ impl<D: Dial> Pool<D> {
                 .initial_stream_window_size(STREAM_WINDOW)
                 .initial_connection_window_size(CONNECTION_WINDOW)
                 .max_frame_size(MAX_FRAME)
+                .max_header_list_size(HEADER_BYTES)
                 .initial_max_send_streams(self.settings.streams)
                 .max_send_buf_size(MAX_FRAME as usize * 4)
                 .handshake(io)
@@ -490,8 +491,13 @@ pub const PING_EVERY: Duration = Duration::from_secs(15);
 
 /// Credit for one HTTP/2 stream, in bytes.
 pub const STREAM_WINDOW: u32 = 256 * 1024;
-/// Credit for one HTTP/2 connection, in bytes.
-pub const CONNECTION_WINDOW: u32 = 1024 * 1024;
+/// HTTP/2 requests that share a connection, of ours.
+const STREAMS: u32 = 200;
+/// Credit for one HTTP/2 connection, in bytes: what all its streams may use up together. With less, a few
+/// whose readers stand still would hold up all others.
+pub const CONNECTION_WINDOW: u32 = STREAMS * STREAM_WINDOW;
+/// The longest head of a request or a response that we take, in bytes.
+pub const HEADER_BYTES: u32 = 64 * 1024;
 /// The largest HTTP/2 frame we take, in bytes.
 pub const MAX_FRAME: u32 = 64 * 1024;
 
