@@ -5,9 +5,14 @@
     reason = "a test may stop at the first surprise"
 )]
 
+mod apps;
 mod audit;
 mod authentication;
 mod authorization;
+mod drain;
 mod mesh;
+mod pair;
+mod protocols;
+mod rotation;
 mod spoofing;
 mod withdrawal;

@@ -267,7 +267,7 @@ impl Plan {
 
     /// Adds an inbound listener for [`SERVICE`]; `rest` is further keys, as in `protocol: tcp`.
     #[must_use]
-    pub(crate) fn inbound(mut self, app: SocketAddr, rest: &str) -> Self {
+    pub(crate) fn inbound(mut self, app: impl Display, rest: &str) -> Self {
         let comma = if rest.is_empty() { "" } else { ", " };
         self.inbound.push(format!(
             "{{ listen: '127.0.0.1:0', service: {SERVICE}, app: '{app}'{comma}{rest} }}"
