@@ -3,10 +3,12 @@
 //! Each module reads its own section; this one puts them together, and nobody imports it but the command
 //! line and the composition.
 
+use std::collections::HashSet;
 use std::path::Path;
 use std::time::Duration;
 
 use crate::document::{Document, Mistakes, Node};
+use crate::listen::Address;
 use crate::{admin, audit, identity, inbound, outbound, policy, telemetry};
 
 /// What one sidecar does.
@@ -48,11 +50,20 @@ impl Config {
     pub fn read(node: Node<'_>) -> Option<Self> {
         let mut section = node.section()?;
         let identity = section.required("identity", |node| identity::Settings::read(node));
+        let mut taken = Taken::default();
         let inbound = section.or("inbound", Vec::new(), |node| {
-            node.list(|item| inbound::Settings::read(&item))
+            node.list(|item| {
+                let settings = inbound::Settings::read(&item)?;
+                taken.check(&item, &settings.listener.listen)?;
+                Some(settings)
+            })
         });
         let outbound = section.or("outbound", Vec::new(), |node| {
-            node.list(|item| outbound::Settings::read(&item))
+            node.list(|item| {
+                let settings = outbound::Settings::read(&item)?;
+                taken.check(&item, &settings.listener.listen)?;
+                Some(settings)
+            })
         });
         let policy = section.optional("policy", |node| policy::Settings::read(node));
         let environment = section.optional("environment", |node| {
@@ -84,14 +95,6 @@ impl Config {
                 Some(help),
             );
         }
-        let listeners = inbound.iter().map(|inbound| &inbound.listener);
-        let mut seen = std::collections::HashSet::new();
-        for listener in listeners.chain(outbound.iter().map(|outbound| &outbound.listener)) {
-            if !seen.insert(&listener.listen) && !is_any_port(&listener.listen) {
-                let message = format_args!("two listeners want {}", listener.listen);
-                return section.node().mistake(message, None);
-            }
-        }
         if let (Some(policy), Some(environment)) = (&mut policy, environment?) {
             policy.environment = environment;
         }
@@ -110,8 +113,22 @@ impl Config {
     }
 }
 
-fn is_any_port(address: &crate::listen::Address) -> bool {
-    matches!(address, crate::listen::Address::Tcp(address) if address.port() == 0)
+/// The addresses that listeners want, to find two that want the same.
+#[derive(Default)]
+struct Taken(HashSet<Address>);
+
+impl Taken {
+    fn check(&mut self, item: &Node<'_>, address: &Address) -> Option<()> {
+        // Port 0 is a different port each time.
+        let any_port = matches!(address, Address::Tcp(address) if address.port() == 0);
+        if any_port || self.0.insert(address.clone()) {
+            return Some(());
+        }
+        item.mistake(
+            format_args!("another listener wants {address} already"),
+            Some("give each listener an address of its own"),
+        )
+    }
 }
 
 const DEFAULT_DRAIN_GRACE: Duration = Duration::from_secs(30);
@@ -153,7 +170,7 @@ mod tests {
             ),
             (
                 format!("{IDENTITY}{two}"),
-                "1: two listeners want 127.0.0.1:1",
+                "4: outbound[1]: another listener wants 127.0.0.1:1 already",
             ),
             (
                 format!("{IDENTITY}{outbound}wrokers: 2"),

@@ -86,6 +86,12 @@ pub(super) fn govern(
                          in @expires(\"2027-06-30T12:00:00Z\")",
                     ),
             );
+        } else if expires.is_some_and(|end| end <= SystemTime::now()) {
+            warnings.push(
+                Finding::warning(format!("this grant has ended: `{written}` is past"))
+                    .at(text, at("expires"), "not in force")
+                    .help("delete it, or let its owner say until when it is needed"),
+            );
         }
     }
     let mode = policy.annotation("mode");
