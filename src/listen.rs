@@ -8,7 +8,7 @@ use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::str::FromStr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -138,7 +138,11 @@ pub(crate) const MINUTE: Duration = Duration::from_secs(60);
 
 /// A bound socket, not yet given to a runtime. TCP connections to it are refused.
 #[derive(Debug)]
-pub struct Bound(Socket, Address);
+pub struct Bound(Socket, Address, Claim);
+
+/// Whether nobody else listens at the address, found out once for all workers, when the first of them
+/// begins to listen: sockets that share a port would share it with a second Doorward of the same user too.
+type Claim = Arc<OnceLock<Result<(), io::ErrorKind>>>;
 
 impl Bound {
     /// Where it really listens: port 0 has become a port.
@@ -164,49 +168,55 @@ pub fn bind(address: &Address, workers: usize) -> io::Result<Vec<Bound>> {
             let address = Address::Unix(path.clone());
             Ok(sockets
                 .into_iter()
-                .map(|socket| Bound(socket, address.clone()))
+                .map(|socket| Bound(socket, address.clone(), Claim::default()))
                 .collect())
         }
     }
 }
 
 fn bind_tcp(address: SocketAddr, workers: usize) -> io::Result<Vec<Bound>> {
-    let open = |address: SocketAddr, share: bool| {
-        let socket = Socket::new(
-            Domain::for_address(address),
-            Type::STREAM,
-            Some(socket2::Protocol::TCP),
-        )?;
-        socket.set_reuse_address(true)?;
-        socket.set_reuse_port(share)?;
-        if address.is_ipv6() {
-            socket.set_only_v6(false)?;
-        }
-        socket.set_nonblocking(true)?;
-        socket.bind(&address.into())?;
-        io::Result::Ok(socket)
-    };
-    // Sockets that share a port would also share it with a second Doorward of the same user, unnoticed.
-    // One that does not share fails where anybody listens already.
-    let probe = open(address, false)?;
-    probe.listen(1)?;
-    drop(probe);
-
+    probe(address)?;
     let share = workers > 1;
+    let claim = Claim::default();
     let mut bound: Vec<Bound> = Vec::with_capacity(workers);
     for _ in 0..workers {
         let address = match bound.first() {
-            Some(Bound(_, Address::Tcp(first))) => *first,
+            Some(Bound(_, Address::Tcp(first), _)) => *first,
             _ => address,
         };
-        let socket = open(address, share)?;
+        let socket = open_tcp(address, share)?;
         let local = socket
             .local_addr()?
             .as_socket()
             .ok_or(io::ErrorKind::InvalidInput)?;
-        bound.push(Bound(socket, Address::Tcp(local)));
+        bound.push(Bound(socket, Address::Tcp(local), claim.clone()));
     }
     Ok(bound)
+}
+
+fn open_tcp(address: SocketAddr, share: bool) -> io::Result<Socket> {
+    let domain = Domain::for_address(address);
+    let socket = Socket::new(domain, Type::STREAM, Some(socket2::Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    socket.set_reuse_port(share)?;
+    if address.is_ipv6() {
+        socket.set_only_v6(false)?;
+    }
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    Ok(socket)
+}
+
+/// Whether nobody listens there yet: our own sockets are bound but do not listen.
+fn claim(address: SocketAddr) -> Result<(), io::ErrorKind> {
+    open_tcp(address, false)
+        .map(drop)
+        .map_err(|error| error.kind())
+}
+
+/// A socket that does not share its port cannot be had where anybody listens already.
+fn probe(address: SocketAddr) -> io::Result<()> {
+    open_tcp(address, false)?.listen(1)
 }
 
 /// A socket file that nobody answers on is left over from a process that was killed.
@@ -248,6 +258,10 @@ impl Listener {
     /// # Errors
     /// When somebody else was faster, or the runtime cannot watch the socket.
     pub fn new(bound: Bound) -> io::Result<Self> {
+        if let Address::Tcp(address) = bound.1 {
+            let claim = bound.2.get_or_init(|| claim(address));
+            claim.map_err(io::Error::from)?;
+        }
         bound.0.listen(BACKLOG)?;
         Ok(Self(match bound.1 {
             Address::Tcp(_) => Inner::Tcp(TcpListener::from_std(bound.0.into())?),
@@ -497,6 +511,21 @@ mod tests {
             first[0].0.listen(1).unwrap();
             let taken = bind(first[0].address(), workers).unwrap_err();
             assert_eq!(taken.kind(), io::ErrorKind::AddrInUse);
+        }
+    }
+
+    #[tokio::test]
+    async fn two_that_bound_the_same_port_before_either_listened_do_not_share_it() {
+        for workers in [1, 2] {
+            let any = "127.0.0.1:0".parse().unwrap();
+            let mut first = bind(&any, workers).unwrap();
+            let mut second = bind(first[0].address(), workers).unwrap();
+            let listening = first.drain(..).map(|bound| Listener::new(bound).unwrap());
+            let _listening: Vec<_> = listening.collect();
+            for bound in second.drain(..) {
+                let refused = Listener::new(bound).unwrap_err();
+                assert_eq!(refused.kind(), io::ErrorKind::AddrInUse);
+            }
         }
     }
 

@@ -8,8 +8,10 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::future::Future;
 use std::io;
+use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant, SystemTime};
 
 use http::uri::Scheme;
@@ -18,7 +20,8 @@ use http_body::Body as _;
 use hyper::body::Incoming;
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::oneshot;
 
 use crate::exchange::Upload;
 use crate::lifecycle::Tasks;
@@ -378,11 +381,11 @@ impl<D: Dial> Pool<D> {
     async fn open_now(self: &Arc<Self>, wanted: Wanted) -> Result<Connection, DialError> {
         let dialed = self.dial.dial(wanted).await?;
         let term = Term::of(&dialed, SystemTime::now());
-        let io = TokioIo::new(dialed.io);
         if wanted == Wanted::Any {
             self.locked().prefers_http1 = !dialed.http2;
         }
         if dialed.http2 {
+            let (io, first) = Heard::new(dialed.io);
             let (sender, connection) = http2::Builder::new(TokioExecutor::new())
                 .timer(TokioTimer::new())
                 .keep_alive_interval(PING_EVERY)
@@ -394,7 +397,7 @@ impl<D: Dial> Pool<D> {
                 .max_header_list_size(HEADER_BYTES)
                 .initial_max_send_streams(self.settings.streams)
                 .max_send_buf_size(MAX_FRAME as usize * 4)
-                .handshake(io)
+                .handshake(TokioIo::new(io))
                 .await
                 .map_err(DialError::Http)?;
             self.tasks.spawn(async move {
@@ -402,6 +405,7 @@ impl<D: Dial> Pool<D> {
                     tracing::debug!(error = %chain(&error), "HTTP/2 connection ended");
                 }
             });
+            answered(first).await?;
             let streams = AtomicUsize::new(0);
             let shared = Arc::new(Shared {
                 sender,
@@ -412,7 +416,7 @@ impl<D: Dial> Pool<D> {
             Ok(Connection::Shared(shared))
         } else {
             let (sender, connection) = http1::Builder::new()
-                .handshake(io)
+                .handshake(TokioIo::new(dialed.io))
                 .await
                 .map_err(DialError::Http)?;
             self.tasks.spawn(async move {
@@ -463,6 +467,117 @@ impl<D: Dial> fmt::Debug for Pool<D> {
             .field("shared", &open.shared.len())
             .field("idle", &open.idle.len())
             .finish_non_exhaustive()
+    }
+}
+
+/// Waits for the other side's first bytes, which every HTTP/2 server sends unasked (RFC 9113 §3.4). In TLS
+/// 1.3 a server that refuses our certificate says so in their place, when we believe the handshake done:
+/// then no request has been risked on the connection.
+async fn answered(first: oneshot::Receiver<Result<(), HandshakeError>>) -> Result<(), DialError> {
+    match tokio::time::timeout(PING_EVERY, first).await {
+        Ok(Ok(answer)) => Ok(answer?),
+        Ok(Err(_)) => Err(DialError::Connect(io::ErrorKind::UnexpectedEof.into())),
+        Err(_) => Err(DialError::Timeout(PING_EVERY)),
+    }
+}
+
+/// A stream that tells how the first reading of it went.
+struct Heard<Io> {
+    io: Io,
+    tell: Option<oneshot::Sender<Result<(), HandshakeError>>>,
+}
+
+impl<Io> Heard<Io> {
+    fn new(io: Io) -> (Self, oneshot::Receiver<Result<(), HandshakeError>>) {
+        let (tell, told) = oneshot::channel();
+        let tell = Some(tell);
+        (Self { io, tell }, told)
+    }
+}
+
+impl<Io: AsyncRead + Unpin> Heard<Io> {
+    /// A refusal may come in while we still write: then writing fails first, and its error is held back
+    /// until reading has said why. A connection that fails can always be read to its end.
+    fn cut(&mut self, cx: &mut Context<'_>, error: io::Error) -> Poll<io::Error> {
+        if self.tell.is_some() {
+            let mut space = [0; 1];
+            let read = ready!(Pin::new(&mut self.io).poll_read(cx, &mut ReadBuf::new(&mut space)));
+            let reason = refusal(&read.err().unwrap_or_else(|| error.kind().into()));
+            if let Some(tell) = self.tell.take() {
+                let _ = tell.send(Err(reason));
+            }
+        }
+        Poll::Ready(error)
+    }
+}
+
+impl<Io: AsyncRead + Unpin> AsyncRead for Heard<Io> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        let read = ready!(Pin::new(&mut self.io).poll_read(cx, buffer));
+        if let Some(tell) = self.tell.take() {
+            // Nobody listens any more when the wait was given up.
+            let _ = tell.send(match &read {
+                Ok(()) if buffer.filled().len() > before => Ok(()),
+                Ok(()) => Err(HandshakeError::Io(io::ErrorKind::UnexpectedEof.into())),
+                Err(error) => Err(refusal(error)),
+            });
+        }
+        Poll::Ready(read)
+    }
+}
+
+/// An error cannot be had twice; an alert is what matters in it.
+fn refusal(error: &io::Error) -> HandshakeError {
+    let rustls = error
+        .get_ref()
+        .and_then(|error| error.downcast_ref::<rustls::Error>());
+    match rustls {
+        Some(error) => error.clone().into(),
+        None => HandshakeError::Io(error.kind().into()),
+    }
+}
+
+impl<Io: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Heard<Io> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        match ready!(Pin::new(&mut self.io).poll_write(cx, buf)) {
+            Ok(written) => Poll::Ready(Ok(written)),
+            Err(error) => self.cut(cx, error).map(Err),
+        }
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match ready!(Pin::new(&mut self.io).poll_write_vectored(cx, bufs)) {
+            Ok(written) => Poll::Ready(Ok(written)),
+            Err(error) => self.cut(cx, error).map(Err),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match ready!(Pin::new(&mut self.io).poll_flush(cx)) {
+            Ok(()) => Poll::Ready(Ok(())),
+            Err(error) => self.cut(cx, error).map(Err),
+        }
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
     }
 }
 
