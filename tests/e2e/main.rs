@@ -11,6 +11,7 @@ mod authentication;
 mod authorization;
 mod drain;
 mod mesh;
+mod outage;
 mod pair;
 mod protocols;
 mod rotation;

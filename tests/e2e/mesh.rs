@@ -213,6 +213,12 @@ impl Issuer {
         self.process = None;
     }
 
+    /// Kills it and loses its CA: the next start makes another.
+    pub(crate) fn forget(&mut self) {
+        self.kill();
+        std::fs::remove_file(&self.ca_file).unwrap();
+    }
+
     /// The CA that it signs with, once it has started.
     pub(crate) fn ca(&self) -> Ca {
         Ca::open(&self.ca_file)
