@@ -10,12 +10,12 @@ step go-spiffe "built ($(go env GOVERSION))"
 
 start_issuer
 timeout 60 "$client" "$dir/watching" || fail "go-spiffe" &
-running=$!
+client_pid=$!
 for _ in $(seq 300); do
     [[ -e $dir/watching ]] && break
-    kill -0 "$running" 2>/dev/null || break
+    kill -0 "$client_pid" 2>/dev/null || break
     sleep 0.1
 done
 reload_entries '[]'
-wait "$running"
+wait "$client_pid"
 stop_issuer go-spiffe
