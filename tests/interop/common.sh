@@ -98,6 +98,18 @@ PY
     done
 }
 
+# go_build MODULE PACKAGE...: builds the packages into the cache, if MODULE does not say what it said when that
+# was last done.
+go_build() {
+    local module=$here/$1 built=$cache/bin/$1.sum
+    shift
+    if ! cmp -s "$module/go.sum" "$built"; then
+        mkdir -p "$cache/bin"
+        (cd -- "$module" && go build -mod=readonly -buildvcs=false -trimpath -ldflags='-s -w' -o "$cache/bin/" "$@")
+        cp -- "$module/go.sum" "$built"
+    fi
+}
+
 listens() { (: <"/dev/tcp/127.0.0.1/$1") 2>/dev/null; }
 
 # program WORKLOAD [BINARY]: the binary under a path of the workload's own, which is what tells it from the

@@ -5,11 +5,10 @@ set -euo pipefail
 # shellcheck source=tests/interop/issuer.sh
 source "$(dirname -- "${BASH_SOURCE[0]}")/issuer.sh"
 
-# Without cgo this version does not build.
-(cd -- "$here/ghostunnel" && go build -mod=readonly -buildvcs=false -trimpath -ldflags='-s -w' \
-    -o "$cache/bin/" github.com/ghostunnel/ghostunnel)
+go_build ghostunnel github.com/ghostunnel/ghostunnel
 ghostunnel=$cache/bin/ghostunnel
-step ghostunnel "built ($(cd -- "$here/ghostunnel" && go list -m -f '{{.Version}}' github.com/ghostunnel/ghostunnel))"
+version=$(grep -o 'ghostunnel v[^ ]*' "$here/ghostunnel/go.mod")
+step ghostunnel "built (${version#* })"
 
 ports app gate tcp_gate caller wrong_caller stranger tcp_caller tunnel closed_tunnel \
     outbound to_closed to_nobody tcp_outbound metrics_a metrics_b

@@ -1,0 +1,175 @@
+#!/usr/bin/env bash
+# Real SPIRE gives two sidecars their identities, renews them, goes away and comes back, and takes one of
+# them back.
+set -euo pipefail
+# shellcheck source=tests/interop/common.sh
+source "$(dirname -- "${BASH_SOURCE[0]}")/common.sh"
+
+# The first time this takes minutes.
+go_build spire github.com/spiffe/spire/cmd/spire-server github.com/spiffe/spire/cmd/spire-agent
+step spire "built ($("$cache/bin/spire-server" --version 2>&1))"
+
+api=$dir/server.sock
+socket=$dir/agent.sock
+export SPIFFE_ENDPOINT_SOCKET=unix://$socket
+ports server gate outbound app metrics_a metrics_b
+
+server() {
+    local command=$1 action=$2
+    shift 2
+    "$cache/bin/spire-server" "$command" "$action" -socketPath "$api" "$@"
+}
+server_is_healthy() { "$cache/bin/spire-server" healthcheck -socketPath "$api" >/dev/null 2>&1; }
+agent_is_healthy() { "$cache/bin/spire-agent" healthcheck -socketPath "$socket" >/dev/null 2>&1; }
+
+cat >"$dir/server.conf" <<CONF
+server {
+    bind_address = "127.0.0.1"
+    bind_port = "$server"
+    socket_path = "$api"
+    trust_domain = "example.org"
+    data_dir = "$dir/server"
+    log_level = "INFO"
+    experimental { cache_reload_interval = "1s" }
+}
+plugins {
+    DataStore "sql" {
+        plugin_data { database_type = "sqlite3", connection_string = "$dir/server.sqlite3" }
+    }
+    KeyManager "memory" { plugin_data {} }
+    NodeAttestor "join_token" { plugin_data {} }
+}
+CONF
+mkdir "$dir/server" "$dir/agent"
+start server "$cache/bin/spire-server" run -config "$dir/server.conf"
+await 30 "SPIRE's server is healthy" server_is_healthy
+server bundle show >"$dir/bundle.pem"
+
+# Its keys are kept on disk: a join token is good for one attestation only. Digests of our binaries are not
+# asked for.
+cat >"$dir/agent.conf" <<CONF
+agent {
+    data_dir = "$dir/agent"
+    log_level = "INFO"
+    server_address = "127.0.0.1"
+    server_port = "$server"
+    socket_path = "$socket"
+    trust_bundle_path = "$dir/bundle.pem"
+    trust_domain = "example.org"
+    experimental { sync_interval = "1s" }
+}
+plugins {
+    KeyManager "disk" { plugin_data { directory = "$dir/agent" } }
+    NodeAttestor "join_token" { plugin_data {} }
+    WorkloadAttestor "unix" {
+        plugin_data { discover_workload_path = true, workload_size_limit = -1 }
+    }
+}
+CONF
+node=spiffe://example.org/node
+token=$(server token generate -spiffeID "$node" | sed -n 's/^Token: //p')
+
+# create_entry WORKLOAD BINARY ARGUMENT...: the entry that gives the binary of that path its identity. Sets
+# `entry`.
+create_entry() {
+    entry=$(server entry create -parentID "$node" -spiffeID "spiffe://example.org/$1" -x509SVIDTTL 12 \
+        -jwtSVIDTTL 60 -selector "unix:uid:$(id -u)" -selector "unix:path:$2" "${@:3}" |
+        sed -n 's/^Entry ID *: *//p')
+    [[ -n $entry ]] || fail "no entry for $1"
+}
+create_entry a "$(program a)"
+entry_of_a=$entry
+create_entry b "$(program b)"
+
+start_agent() { start agent "$cache/bin/spire-agent" run -config "$dir/agent.conf" "$@"; }
+start_agent -joinToken "$token"
+await 30 "SPIRE's agent is healthy" agent_is_healthy
+step spire "server and agent run, attested by a join token"
+
+start_app "$app"
+grant_reading a
+start_sidecar b "$metrics_b" <<YAML
+identity: { workload_api: '$SPIFFE_ENDPOINT_SOCKET' }
+inbound: [{ listen: '127.0.0.1:$gate', service: invoices, app: '127.0.0.1:$app' }]
+policy: { dir: '$dir/policy' }
+YAML
+start_sidecar a "$metrics_a" <<YAML
+identity: { workload_api: '$SPIFFE_ENDPOINT_SOCKET' }
+outbound: [{ listen: '127.0.0.1:$outbound', to: '127.0.0.1:$gate', peer: spiffe://example.org/b }]
+YAML
+url=http://127.0.0.1:$outbound/
+told=$(body "$url")
+[[ $told == *"URI=spiffe://example.org/a"* ]] || fail "the application was told: $told"
+expect 403 "what no grant allows" -X DELETE "$url"
+expect 000 "a stranger" --insecure "https://127.0.0.1:$gate/"
+step spire "two sidecars, told apart by unix:path: allowed, denied, a stranger refused"
+
+rotations=doorward_identity_rotations_total
+start_load rotation "$url"
+for port in "$metrics_a" "$metrics_b"; do
+    await 40 "three rotations" metric_above "$port" $rotations "$(($(metric "$port" $rotations) + 2))"
+done
+end_load rotation
+step spire "three rotations each under load: $asked requests, none failed"
+
+failures=doorward_identity_source_failures_total
+start_load outage "$url"
+before_a=$(metric "$metrics_a" $failures)
+before_b=$(metric "$metrics_b" $failures)
+finish agent KILL
+await 5 "a asks in vain" metric_above "$metrics_a" $failures "$((before_a + 2))"
+await 5 "b asks in vain" metric_above "$metrics_b" $failures "$((before_b + 2))"
+rotated_a=$(metric "$metrics_a" $rotations)
+rotated_b=$(metric "$metrics_b" $rotations)
+start_agent
+await 20 "the agent is back" agent_is_healthy
+await 3 "a has a new certificate" metric_above "$metrics_a" $rotations "$rotated_a"
+longest=$took
+await 3 "b has a new certificate" metric_above "$metrics_b" $rotations "$rotated_b"
+end_load outage
+step spire "agent killed and restarted: $asked requests, none failed; new certificates $((longest + took)) ms after its return"
+
+presents_nothing() { [[ $(status "$url") == 503 ]]; }
+served() { [[ $(status "$url") == 200 ]]; }
+server entry delete -entryID "$entry_of_a" >/dev/null
+await 15 "a presents nothing" presents_nothing
+withdrawn=$took
+! ready "$metrics_a" || fail "a is ready without an identity"
+ready "$metrics_b" || fail "b is not ready, but nobody took anything from it"
+(($(metric "$metrics_a" doorward_identity_withdrawals_total) == 1)) || fail "no withdrawal was counted"
+create_entry a "$(program a)"
+await 15 "a is served again" served
+step spire "entry deleted: not presented after $withdrawn ms; created again: served after $took ms"
+
+# Other clients of the Workload API, which SPIRE knows by their binaries. Each makes the file of its last
+# argument once its identity may be withdrawn.
+agent_knows_all() { "$cache/bin/spire-agent" api fetch x509 -socketPath "$socket" -silent 2>/dev/null; }
+python=$cache/py-spiffe/bin/python
+client=$cache/go-spiffe-client
+if [[ -x $python && -x $client ]]; then
+    create_entry client "$(realpath "$python")" -hint interop
+    entry_of_py=$entry
+    create_entry client "$client" -hint interop
+    entry_of_go=$entry
+    # They ask once, so the agent must have heard of them: it hears of all at once.
+    create_entry last "$(realpath "$cache/bin/spire-agent")"
+    await 15 "the agent knows the newest entry" agent_knows_all
+    start py-spiffe "$python" "$here/py-spiffe/client.py" "$dir/py-spiffe.watches"
+    start go-spiffe "$client" "$dir/go-spiffe.watches"
+    for name in py-spiffe go-spiffe; do
+        await 45 "$name watches" test -e "$dir/$name.watches"
+    done
+    server entry delete -entryID "$entry_of_py" >/dev/null
+    server entry delete -entryID "$entry_of_go" >/dev/null
+    for name in py-spiffe go-spiffe; do
+        wait "${running[$name]}" || fail "$name"
+        unset "running[$name]"
+        grep -q "withdrawn on the open stream" "$dir/$name.log" || fail "$name has seen no withdrawal"
+        step spire "$name beside them: X509-SVID, JWT-SVID, rotations, withdrawal"
+    done
+else
+    echo "skip spire: py-spiffe and go-spiffe beside the sidecars: their own scripts install them"
+fi
+
+for name in a b agent server; do finish "$name"; done
+step spire "everything stops as told"
