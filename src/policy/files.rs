@@ -4,19 +4,15 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
-use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::path::Path;
 use std::sync::{Arc, LazyLock};
-use std::time::Duration;
 
 use cedar_policy::{
     ActionConstraint, EntityUid, Policy, PolicyId, PolicySet, PrincipalConstraint, ValidationMode,
     Validator,
 };
 use miette::{Diagnostic, Severity};
-use notify::{RecommendedWatcher, RecursiveMode, Watcher};
-use tokio::sync::mpsc;
 
 use super::Settings;
 use super::cedar::{self, Engine, Rule, SCHEMA};
@@ -25,6 +21,7 @@ use super::governance::{self, Registry};
 use crate::document::{Document, Mistakes};
 use crate::identity::{SpiffeId, TrustDomain};
 use crate::live::{Change, Source};
+use crate::watch;
 
 /// The file that registers workloads.
 pub const WORKLOADS: &str = "workloads.yaml";
@@ -99,7 +96,7 @@ impl fmt::Display for LoadError {
 impl std::error::Error for LoadError {}
 
 /// The files of a policy directory, as read at one time.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Hash)]
 struct Files {
     policies: Vec<Text>,
     workloads: Option<Text>,
@@ -150,12 +147,6 @@ impl Files {
         } else {
             self.policies.push(file);
         }
-    }
-
-    fn digest(&self, hasher: &RandomState) -> u64 {
-        let files = self.policies.iter().chain(&self.workloads);
-        let files: Vec<_> = files.map(|file| (&file.name, &file.text)).collect();
-        hasher.hash_one(files)
     }
 }
 
@@ -431,65 +422,17 @@ static EMPTY: LazyLock<Registry> = LazyLock::new(Registry::default);
 #[derive(Debug)]
 pub struct Watched {
     settings: Arc<Settings>,
-    hasher: RandomState,
-    /// The content that was looked at last; none if it could not be read.
-    seen: Option<u64>,
-    /// The content that was yielded last.
-    yielded: Option<u64>,
-    watcher: Option<RecommendedWatcher>,
-    bell: (mpsc::Sender<()>, mpsc::Receiver<()>),
+    files: watch::Watched,
 }
-
-/// How often the directory is read even if nothing was heard of it: not every file system tells.
-const SAFETY_NET: Duration = Duration::from_secs(30);
-
-/// Changes are waited out until nothing came for this long, so that several files change together.
-const QUIET: Duration = Duration::from_millis(100);
-
-/// The longest that changes are waited out.
-const PATIENCE: Duration = Duration::from_secs(1);
 
 impl Watched {
     /// Watches the directory in `settings`. Its first value is what stands there now.
     #[must_use]
     pub fn new(settings: Settings) -> Self {
         Self {
+            files: watch::Watched::new([settings.dir.clone()]),
             settings: Arc::new(settings),
-            hasher: RandomState::new(),
-            seen: None,
-            yielded: None,
-            watcher: None,
-            bell: mpsc::channel(1),
         }
-    }
-
-    /// Watches the directory itself: Kubernetes replaces what stands in it by moving a link. A directory
-    /// may have been replaced by another of the same name, so this begins anew each time.
-    fn watch(&mut self) {
-        let bell = self.bell.0.clone();
-        let heard = move |event: notify::Result<notify::Event>| {
-            // Our own reading is heard too.
-            if !event.is_ok_and(|event| event.kind.is_access()) {
-                // A full channel means that the bell rings already.
-                let _ = bell.try_send(());
-            }
-        };
-        self.watcher = notify::recommended_watcher(heard)
-            .ok()
-            .and_then(|mut watcher| {
-                let watching = watcher.watch(&self.settings.dir, RecursiveMode::NonRecursive);
-                watching.is_ok().then_some(watcher)
-            });
-    }
-
-    async fn changed(&mut self) {
-        let bell = &mut self.bell.1;
-        if tokio::time::timeout(SAFETY_NET, bell.recv()).await.is_err() {
-            self.watch();
-            return;
-        }
-        let settled = async { while tokio::time::timeout(QUIET, bell.recv()).await.is_ok() {} };
-        let _ = tokio::time::timeout(PATIENCE, settled).await;
     }
 }
 
@@ -498,25 +441,15 @@ impl Source for Watched {
     type Error = LoadError;
 
     async fn next(&mut self) -> Result<Change<Engine>, LoadError> {
-        loop {
-            if self.seen.is_some() {
-                self.changed().await;
-            } else {
-                self.watch();
-            }
+        let read = || {
             let settings = self.settings.clone();
-            let read = apart(move || Files::read(&settings.dir).map_err(LoadError::unread)).await;
-            let files = read.inspect_err(|_| self.seen = None)?;
-            let digest = Some(files.digest(&self.hasher));
-            let news = digest != self.seen && digest != self.yielded;
-            self.seen = digest;
-            if news {
-                let settings = self.settings.clone();
-                let engine = apart(move || check(&files, &settings)).await?;
-                self.yielded = digest;
-                return Ok(Change::Replace(engine));
-            }
-        }
+            apart(move || Files::read(&settings.dir).map_err(LoadError::unread))
+        };
+        let files = self.files.news(read).await?;
+        let settings = self.settings.clone();
+        let engine = apart(move || check(&files, &settings)).await?;
+        self.files.take();
+        Ok(Change::Replace(engine))
     }
 }
 
@@ -536,7 +469,10 @@ async fn apart<T: Send + 'static>(
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
+    use crate::watch::QUIET;
 
     const ONE: &str = "@id(\"one\") @owner(\"o\") @purpose(\"p\") @expires(\"2030-01-01\") \
                        permit (principal, action, resource);";

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use miette::{Diagnostic, LabeledSpan, NamedSource, Severity};
 
 /// One file as read, to quote from.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Hash)]
 pub(super) struct Text {
     pub(super) name: Arc<str>,
     pub(super) text: Arc<str>,
