@@ -15,7 +15,6 @@ use tokio::sync::Semaphore;
 use crate::admin::{self, Health, Pulse, Routes};
 use crate::audit::Audit;
 use crate::config::Config;
-use crate::identity::workload_api::WorkloadApi;
 use crate::inbound::{self, Inbound};
 use crate::lifecycle::{CUT_TAKES_AT_MOST, Lifecycle, Phase, Tasks};
 use crate::listen::{self, Bound, Listener};
@@ -238,11 +237,8 @@ async fn keep_identity(
     endpoints: Arc<Live<Endpoint>>,
     mut status: identity::Status,
 ) {
-    let identity::Source::WorkloadApi(socket) = settings.source;
-    let source = Endpoints::new(
-        WorkloadApi::new(socket, settings.spiffe_id),
-        settings.max_peer_lifetime,
-    );
+    let provider = identity::Provider::new(&settings);
+    let source = Endpoints::new(provider, settings.max_peer_lifetime);
     let tell = |kept: Kept<'_, Endpoint, _>| match kept {
         Kept::Published(snapshot) => {
             let material = snapshot.value.material();

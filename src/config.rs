@@ -144,6 +144,7 @@ mod tests {
     }
 
     const IDENTITY: &str = "identity: { workload_api: 'unix:///run/spire/agent.sock' }\n";
+    const FILES: &str = "identity: { files: { cert: /c, key: /k, bundle: /b } }\n";
 
     #[test]
     fn the_smallest_sound_files_are_read() {
@@ -152,7 +153,9 @@ mod tests {
             "outbound: [{ listen: '127.0.0.1:1', to: 'a:1', peer: 'spiffe://a/b' }]",
             "outbound: [{ listen: 'unix:/run/a', to: 'a:1', peer: ['spiffe://a/b', 'spiffe://a/*'] }]",
         ] {
-            assert_eq!(told(&format!("{IDENTITY}{rest}")), "");
+            for identity in [IDENTITY, FILES] {
+                assert_eq!(told(&format!("{identity}{rest}")), "");
+            }
         }
     }
 
@@ -197,6 +200,20 @@ mod tests {
                     "identity: {{ workload_api: 'unix:///x', spiffe_id: 'spiffe://a' }}\n{outbound}"
                 ),
                 "1: identity.spiffe_id: `spiffe://a`: names a trust domain",
+            ),
+            (
+                format!("identity: {{ spiffe_id: 'spiffe://a/b' }}\n{outbound}"),
+                "1: identity: nothing says where our identity comes from",
+            ),
+            (
+                format!(
+                    "identity: {{ workload_api: 'unix:///x', files: {{ cert: a, key: b, bundle: c }} }}\n{outbound}"
+                ),
+                "1: identity: our identity comes from one source, and here are two",
+            ),
+            (
+                format!("identity: {{ files: {{ cert: a, key: b }} }}\n{outbound}"),
+                "1: identity.files: the key `bundle` is missing",
             ),
             (
                 format!("{IDENTITY}outbound: {{ listen: x }}"),

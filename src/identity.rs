@@ -1,5 +1,7 @@
 //! Who are we, and whom do we trust? SPIFFE names, and the [`Material`] that proves ours.
 
+pub mod files;
+mod provider;
 mod status;
 pub mod svid;
 #[cfg(test)]
@@ -15,6 +17,7 @@ use std::time::{Duration, SystemTime};
 use rustls::sign::CertifiedKey;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, TrustAnchor};
 
+pub use self::provider::{Provider, ProviderError};
 pub use self::status::Status;
 use self::svid::{Leaf, SvidError};
 
@@ -342,6 +345,8 @@ pub struct Settings {
 pub enum Source {
     /// A SPIFFE Workload API socket, as in `unix:///run/spire/agent.sock`.
     WorkloadApi(String),
+    /// PEM files that somebody else renews.
+    Files(files::Settings),
 }
 
 /// 25 hours: a day's certificate, and an hour for clocks and back-dating.
@@ -351,18 +356,19 @@ impl Settings {
     /// Reads the section `identity`.
     pub fn read(node: crate::document::Node<'_>) -> Option<Self> {
         let mut section = node.section()?;
-        let source = section.required("workload_api", |node| {
-            let text = node.text()?;
-            match text.strip_prefix("unix://").or_else(|| text.strip_prefix("unix:")) {
-                Some(path) if path.starts_with('/') => {
-                    Some(Source::WorkloadApi(format!("unix://{path}")))
-                }
-                _ => node.mistake(
-                    format_args!("`{text}` is not a Workload API socket"),
-                    Some("write `unix://` and an absolute path, for example `unix:///run/spire/agent.sock`"),
-                ),
-            }
-        });
+        let workload_api = section.optional("workload_api", |node| read_socket(&node));
+        let files = section.optional("files", |node| files::Settings::read(&node));
+        let source = match (workload_api?, files?) {
+            (Some(socket), None) => Some(Source::WorkloadApi(socket)),
+            (None, Some(files)) => Some(Source::Files(files)),
+            (found, _) => section.node().mistake(
+                match found {
+                    None => "nothing says where our identity comes from",
+                    Some(_) => "our identity comes from one source, and here are two",
+                },
+                Some("write either `workload_api`, a SPIFFE Workload API socket, or `files` with `cert`, `key` and `bundle`"),
+            ),
+        };
         let spiffe_id = section.optional("spiffe_id", |node| node.parse());
         let max_peer_lifetime =
             section.or("max_peer_lifetime", DEFAULT_MAX_PEER_LIFETIME, |node| {
@@ -373,6 +379,23 @@ impl Settings {
             spiffe_id: spiffe_id?,
             max_peer_lifetime: max_peer_lifetime?,
         })
+    }
+}
+
+/// A Unix socket as a URL; only local providers can attest us.
+fn read_socket(node: &crate::document::Node<'_>) -> Option<String> {
+    let text = node.text()?;
+    match text
+        .strip_prefix("unix://")
+        .or_else(|| text.strip_prefix("unix:"))
+    {
+        Some(path) if path.starts_with('/') => Some(format!("unix://{path}")),
+        _ => node.mistake(
+            format_args!("`{text}` is not a Workload API socket"),
+            Some(
+                "write `unix://` and an absolute path, for example `unix:///run/spire/agent.sock`",
+            ),
+        ),
     }
 }
 

@@ -15,9 +15,16 @@ use std::time::{Duration, Instant};
 
 /// Where settings are read: the file, the words that the reader begins and ends behind (none: to the end),
 /// the section of the README, and what stands before its keys there.
-const READERS: [(&str, &str, &str, &str, &[&str]); 15] = [
+const READERS: [(&str, &str, &str, &str, &[&str]); 16] = [
     ("config.rs", "fn read(", "let (inbound", RUN, &[""]),
     ("identity.rs", "impl Settings", "", RUN, &["identity."]),
+    (
+        "identity/files.rs",
+        "impl Settings",
+        "",
+        RUN,
+        &["identity.files."],
+    ),
     ("policy.rs", "impl Settings", "", RUN, &["policy."]),
     ("inbound.rs", "impl Settings", "", RUN, &["inbound[]."]),
     ("outbound.rs", "impl Settings", "", RUN, &["outbound[]."]),

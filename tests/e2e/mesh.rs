@@ -256,6 +256,7 @@ pub(crate) struct Plan {
     inbound: Vec<String>,
     outbound: Vec<String>,
     audit: Option<String>,
+    identity: Option<String>,
     rest: Vec<String>,
 }
 
@@ -267,8 +268,16 @@ impl Plan {
             inbound: Vec::new(),
             outbound: Vec::new(),
             audit: None,
+            identity: None,
             rest: Vec::new(),
         }
+    }
+
+    /// Writes the section `identity` itself, in place of the issuer's socket.
+    #[must_use]
+    pub(crate) fn identity(mut self, section: &str) -> Self {
+        self.identity = Some(section.into());
+        self
     }
 
     /// Adds an inbound listener for [`SERVICE`]; `rest` is further keys, as in `protocol: tcp`.
@@ -306,9 +315,10 @@ impl Plan {
     }
 
     fn yaml(&self, socket: &Path, audit: &Path) -> String {
+        let default = format!("{{ workload_api: 'unix://{}' }}", socket.display());
+        let identity = self.identity.as_ref().unwrap_or(&default);
         let mut text = format!(
-            "identity: {{ workload_api: 'unix://{}' }}\nmetrics: {{ listen: '127.0.0.1:0' }}\nlog: {{ format: json, level: 'info,doorward=debug' }}\n",
-            socket.display()
+            "identity: {identity}\nmetrics: {{ listen: '127.0.0.1:0' }}\nlog: {{ format: json, level: 'info,doorward=debug' }}\n"
         );
         let default = format!("{{ path: '{}' }}", audit.display());
         let audit = self.audit.as_ref().unwrap_or(&default);
