@@ -216,6 +216,12 @@ mod tests {
                 "1: identity.files: the key `bundle` is missing",
             ),
             (
+                format!(
+                    "identity: {{ files: {{ cert: a, key: b, bundle: c }}, hint: d }}\n{outbound}"
+                ),
+                "1: identity.hint: files hold one certificate",
+            ),
+            (
                 format!("{IDENTITY}outbound: {{ listen: x }}"),
                 "2: outbound: expected a list here",
             ),

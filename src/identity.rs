@@ -335,6 +335,8 @@ pub struct Settings {
     pub source: Source,
     /// Which SVID to take where a source offers several.
     pub spiffe_id: Option<SpiffeId>,
+    /// The same by what the provider says that an SVID is for. Only a Workload API says so.
+    pub hint: Option<String>,
     /// The longest validity of a peer's SVID that is accepted: a ten-year certificate is a standing
     /// secret.
     pub max_peer_lifetime: Duration,
@@ -370,6 +372,16 @@ impl Settings {
             ),
         };
         let spiffe_id = section.optional("spiffe_id", |node| node.parse());
+        let hint = section.optional("hint", |node| {
+            let text = node.text()?.to_owned();
+            match source {
+                Some(Source::Files(_)) => node.mistake(
+                    "files hold one certificate, and no hint chooses it",
+                    Some("remove this key, or name a Workload API with `workload_api`"),
+                ),
+                _ => Some(text),
+            }
+        });
         let max_peer_lifetime =
             section.or("max_peer_lifetime", DEFAULT_MAX_PEER_LIFETIME, |node| {
                 node.duration(Duration::from_secs(1)..=Duration::from_secs(366 * 24 * 3600))
@@ -377,6 +389,7 @@ impl Settings {
         Some(Self {
             source: source?,
             spiffe_id: spiffe_id?,
+            hint: hint?,
             max_peer_lifetime: max_peer_lifetime?,
         })
     }

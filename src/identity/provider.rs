@@ -1,7 +1,7 @@
 //! Whichever source of identity is configured.
 
 use super::files::{Files, FilesError};
-use super::workload_api::{WorkloadApi, WorkloadApiError};
+use super::workload_api::{Wanted, WorkloadApi, WorkloadApiError};
 use super::{Material, Settings, Source};
 use crate::live::{self, Change};
 
@@ -18,10 +18,13 @@ impl Provider {
     /// Will ask the source in `settings`. Nothing is opened yet.
     #[must_use]
     pub fn new(settings: &Settings) -> Self {
-        let wanted = settings.spiffe_id.clone();
+        let spiffe_id = settings.spiffe_id.clone();
         match settings.source.clone() {
-            Source::WorkloadApi(socket) => Self::WorkloadApi(WorkloadApi::new(socket, wanted)),
-            Source::Files(files) => Self::Files(Files::new(files, wanted)),
+            Source::WorkloadApi(socket) => {
+                let hint = settings.hint.clone();
+                Self::WorkloadApi(WorkloadApi::new(socket, Wanted { spiffe_id, hint }))
+            }
+            Source::Files(files) => Self::Files(Files::new(files, spiffe_id)),
         }
     }
 }

@@ -25,7 +25,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// A stream of identities from one Workload API socket.
 pub struct WorkloadApi {
     endpoint: String,
-    wanted: Option<SpiffeId>,
+    wanted: Wanted,
     updates: Option<Updates>,
     /// Whether we have handed out an identity that was not withdrawn since.
     in_force: bool,
@@ -37,7 +37,7 @@ impl WorkloadApi {
     /// Will ask at `endpoint` (`unix:///…`) for the SVID `wanted`, or else for the default one, which is
     /// the first (Workload API §5.2.2). Nothing is opened yet.
     #[must_use]
-    pub fn new(endpoint: String, wanted: Option<SpiffeId>) -> Self {
+    pub fn new(endpoint: String, wanted: Wanted) -> Self {
         Self {
             endpoint,
             wanted,
@@ -67,7 +67,7 @@ impl WorkloadApi {
         &mut self,
         received: Result<X509Context, Failure>,
     ) -> Result<Change<Material>, WorkloadApiError> {
-        let judged = received.and_then(|context| material(&context, self.wanted.as_ref()));
+        let judged = received.and_then(|context| material(&context, &self.wanted));
         let failure = match judged {
             Ok(material) => {
                 self.in_force = true;
@@ -121,7 +121,7 @@ async fn open(endpoint: &str) -> Result<Updates, Failure> {
 }
 
 /// The SVID that is ours, with every bundle that came along.
-fn material(context: &X509Context, wanted: Option<&SpiffeId>) -> Result<Material, Failure> {
+fn material(context: &X509Context, wanted: &Wanted) -> Result<Material, Failure> {
     let svid = choose(context, wanted)?;
     let chain = svid.cert_chain().iter();
     let chain = chain.map(|certificate| CertificateDer::from(certificate.as_bytes().to_vec()));
@@ -131,27 +131,69 @@ fn material(context: &X509Context, wanted: Option<&SpiffeId>) -> Result<Material
         .map_err(Failure::Material)
 }
 
-fn choose<'a>(
-    context: &'a X509Context,
-    wanted: Option<&SpiffeId>,
-) -> Result<&'a X509Svid, Failure> {
-    let Some(wanted) = wanted else {
-        return context
-            .default_svid()
-            .map(Arc::as_ref)
-            .ok_or(Failure::NoSvid);
-    };
-    let mut svids = context.svids().iter();
-    match svids.find(|svid| svid.spiffe_id().to_string() == wanted.as_str()) {
-        Some(svid) => Ok(svid),
-        None => Err(Failure::NotListed {
+fn choose<'a>(context: &'a X509Context, wanted: &Wanted) -> Result<&'a X509Svid, Failure> {
+    let mut svids = context.svids().iter().map(Arc::as_ref);
+    if context.svids().is_empty() {
+        return Err(Failure::NoSvid);
+    }
+    svids
+        .find(|svid| wanted.is(svid))
+        .ok_or_else(|| Failure::NotListed {
             wanted: wanted.clone(),
-            listed: context
-                .svids()
-                .iter()
-                .map(|svid| svid.spiffe_id().to_string())
-                .collect(),
-        }),
+            listed: Listed(context.svids().iter().map(|svid| name(svid)).collect()),
+        })
+}
+
+fn name(svid: &X509Svid) -> String {
+    match svid.hint() {
+        Some(hint) => format!("{} (hint `{}`)", svid.spiffe_id(), hint.escape_debug()),
+        None => svid.spiffe_id().to_string(),
+    }
+}
+
+/// Which of several SVIDs is ours. What is not said does not matter; of those that are left, the first is
+/// taken.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Wanted {
+    /// Its SPIFFE ID.
+    pub spiffe_id: Option<SpiffeId>,
+    /// What the provider says that it is for (Workload API §5.2.1, `hint`).
+    pub hint: Option<String>,
+}
+
+impl Wanted {
+    fn is(&self, svid: &X509Svid) -> bool {
+        let id = self.spiffe_id.as_ref();
+        let hint = self.hint.as_deref();
+        id.is_none_or(|id| svid.spiffe_id().to_string() == id.as_str())
+            && hint.is_none_or(|hint| svid.hint() == Some(hint))
+    }
+}
+
+impl fmt::Display for Wanted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (&self.spiffe_id, &self.hint) {
+            (Some(id), Some(hint)) => write!(f, "{id} with the hint `{hint}`"),
+            (Some(id), None) => write!(f, "{id}"),
+            (None, Some(hint)) => write!(f, "an SVID with the hint `{hint}`"),
+            (None, None) => f.write_str("an SVID"),
+        }
+    }
+}
+
+/// What a provider offers, in its order; not more of it than a message can hold.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listed(Vec<String>);
+
+impl fmt::Display for Listed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const SHOWN: usize = 20;
+        let shown = &self.0[..self.0.len().min(SHOWN)];
+        f.write_str(&shown.join(", "))?;
+        match self.0.len() - shown.len() {
+            0 => Ok(()),
+            more => write!(f, " and {more} more"),
+        }
     }
 }
 
@@ -210,14 +252,13 @@ pub enum Failure {
     NoSvid,
     /// It has identities for us, but not the configured one.
     #[error(
-        "it does not list {wanted}, but {}: correct identity.spiffe_id or the registration entries",
-        listed.join(", ")
+        "it does not list {wanted}, but {listed}: correct identity.spiffe_id or identity.hint, or the registration entries"
     )]
     NotListed {
         /// The configured one.
-        wanted: SpiffeId,
+        wanted: Wanted,
         /// Those it has.
-        listed: Vec<String>,
+        listed: Listed,
     },
     /// It ended the stream: stopped, restarted, or failed.
     #[error("it ended the stream")]

@@ -27,6 +27,8 @@ struct Svid {
     x509_svid_key: Vec<u8>,
     #[prost(bytes = "vec", tag = "4")]
     bundle: Vec<u8>,
+    #[prost(string, tag = "5")]
+    hint: String,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -76,7 +78,11 @@ impl Provider {
     }
 
     fn say(&self, svids: &[(&Minted, &Ca)], federated: &[&Ca]) {
-        let svids = svids.iter().map(|(minted, ca)| svid(minted, ca)).collect();
+        let svids = svids.iter().map(|(minted, ca)| svid(minted, ca, ""));
+        self.list(svids.collect(), federated);
+    }
+
+    fn list(&self, svids: Vec<Svid>, federated: &[&Ca]) {
         let federated = federated
             .iter()
             .map(|ca| (format!("spiffe://{}", ca.domain), ca.certificate().to_vec()));
@@ -91,12 +97,13 @@ impl Provider {
     }
 }
 
-fn svid(minted: &Minted, ca: &Ca) -> Svid {
+fn svid(minted: &Minted, ca: &Ca, hint: &str) -> Svid {
     Svid {
         spiffe_id: "spiffe://example.org/not/looked/at".into(),
         x509_svid: minted.chain.iter().flat_map(|der| der.to_vec()).collect(),
         x509_svid_key: minted.key.clone(),
         bundle: ca.certificate().to_vec(),
+        hint: hint.into(),
     }
 }
 
@@ -151,7 +158,15 @@ impl Scene {
     }
 
     fn source(&self, wanted: Option<&str>) -> WorkloadApi {
-        WorkloadApi::new(self.endpoint.clone(), wanted.map(id))
+        self.source_for(wanted, None)
+    }
+
+    fn source_for(&self, wanted: Option<&str>, hint: Option<&str>) -> WorkloadApi {
+        let wanted = Wanted {
+            spiffe_id: wanted.map(id),
+            hint: hint.map(Into::into),
+        };
+        WorkloadApi::new(self.endpoint.clone(), wanted)
     }
 
     fn mint(&self, path: &str) -> Minted {
@@ -208,6 +223,53 @@ async fn the_first_svid_is_taken_unless_another_is_wanted() {
         scene.provider.say(&both, &[]);
         let material = replaced(&mut scene.source(wanted)).await;
         assert_eq!(material.id().path(), expected);
+    }
+}
+
+#[tokio::test]
+async fn of_several_svids_the_id_and_the_hint_choose() {
+    const SHOP: &str = "spiffe://example.org/shop";
+    for (wanted, hint, expected) in [
+        (None, None, Ok(0)),
+        (None, Some("public"), Ok(1)),
+        (Some(SHOP), None, Ok(1)),
+        (Some(SHOP), Some("internal"), Ok(2)),
+        (None, Some("none"), Err("an SVID with the hint `none`")),
+        (
+            Some("spiffe://example.org/ledger"),
+            Some("public"),
+            Err("spiffe://example.org/ledger with the hint `public`"),
+        ),
+    ] {
+        let scene = Scene::new();
+        let minted = [
+            scene.mint("/ledger"),
+            scene.mint("/shop"),
+            scene.mint("/shop"),
+        ];
+        let svids = minted.iter().zip(["", "public", "internal"]);
+        let svids = svids.map(|(minted, hint)| svid(minted, &scene.ca, hint));
+        scene.provider.list(svids.collect(), &[]);
+        let mut source = scene.source_for(wanted, hint);
+        match expected {
+            Ok(index) => {
+                let material = replaced(&mut source).await;
+                assert_eq!(
+                    material.certified().cert,
+                    minted[index].chain,
+                    "{wanted:?} {hint:?}"
+                );
+            }
+            Err(asked) => assert_eq!(
+                failed(&mut source).await.to_string(),
+                format!(
+                    "it does not list {asked}, but spiffe://example.org/ledger, \
+                     spiffe://example.org/shop (hint `public`), \
+                     spiffe://example.org/shop (hint `internal`): \
+                     correct identity.spiffe_id or identity.hint, or the registration entries"
+                )
+            ),
+        }
     }
 }
 
@@ -298,7 +360,7 @@ async fn a_provider_that_is_not_there_is_named_and_found_when_it_comes() {
     let directory = tempfile::tempdir().unwrap();
     let socket = directory.path().join("api.sock");
     let endpoint = format!("unix://{}", socket.display());
-    let mut source = WorkloadApi::new(endpoint.clone(), None);
+    let mut source = WorkloadApi::new(endpoint.clone(), Wanted::default());
     let error = source.next().await.unwrap_err();
     assert!(matches!(error.failure(), Failure::Unreachable(_)));
     assert!(error.to_string().contains(&endpoint), "{error}");
@@ -318,6 +380,6 @@ async fn a_socket_that_never_answers_is_given_up() {
     let directory = tempfile::tempdir().unwrap();
     let socket = directory.path().join("api.sock");
     let _listener = UnixListener::bind(&socket).unwrap();
-    let mut source = WorkloadApi::new(format!("unix://{}", socket.display()), None);
+    let mut source = WorkloadApi::new(format!("unix://{}", socket.display()), Wanted::default());
     assert!(matches!(failed(&mut source).await, Failure::Silent));
 }
