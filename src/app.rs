@@ -1,5 +1,7 @@
 //! Who is built from what, in which order; start and stop.
 
+mod revocation;
+
 use std::future::Future;
 use std::net::SocketAddr;
 use std::process::ExitCode;
@@ -13,8 +15,10 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::Semaphore;
 
 use crate::admin::{self, Health, Pulse, Routes};
+use crate::app::revocation::Revocation;
 use crate::audit::Audit;
 use crate::config::Config;
+use crate::identity::crl::{Crls, Revoking};
 use crate::inbound::{self, Inbound};
 use crate::lifecycle::{CUT_TAKES_AT_MOST, Lifecycle, Phase, Tasks};
 use crate::listen::{self, Bound, Listener};
@@ -36,6 +40,10 @@ pub fn run(config: Config) -> anyhow::Result<ExitCode> {
         Some(settings) => Some(control.block_on(Loaded::open(settings, &registries))?),
         None => None,
     };
+    let revocation = match &config.identity.crl {
+        Some(path) => Some(control.block_on(Revocation::open(path, &registries))?),
+        None => None,
+    };
     let _entered = control.enter();
     let sockets = Sockets::bind(&config)?;
     let (audit, writer) = Audit::start(&config.audit, registries.process())?;
@@ -53,7 +61,10 @@ pub fn run(config: Config) -> anyhow::Result<ExitCode> {
         &open,
         workers,
     );
-    let health = Arc::new(health);
+    let health = Arc::new(match &revocation {
+        Some(revocation) => revocation.shown_by(health),
+        None => health,
+    });
 
     let jobs = sockets.data.into_iter().map(|bound| {
         let worker = Worker {
@@ -73,7 +84,15 @@ pub fn run(config: Config) -> anyhow::Result<ExitCode> {
 
     let calm = control.block_on(async {
         let status = identity::Status::register(registries.process())?;
-        tokio::spawn(keep_identity(config.identity, endpoints, status));
+        let crls = match revocation {
+            Some(revocation) => {
+                let crls = revocation.crls.clone();
+                tokio::spawn(revocation.keep());
+                crls
+            }
+            None => Arc::default(),
+        };
+        tokio::spawn(keep_identity(config.identity, crls, endpoints, status));
         if let Some(loaded) = policy {
             tokio::spawn(loaded.keep());
         }
@@ -234,11 +253,12 @@ fn warn(engine: &policy::cedar::Engine) {
 
 async fn keep_identity(
     settings: identity::Settings,
+    crls: Arc<Live<Crls>>,
     endpoints: Arc<Live<Endpoint>>,
     mut status: identity::Status,
 ) {
     let provider = identity::Provider::new(&settings);
-    let source = Endpoints::new(provider, settings.max_peer_lifetime);
+    let source = Endpoints::new(Revoking::new(provider, crls), settings.max_peer_lifetime);
     let tell = |kept: Kept<'_, Endpoint, _>| match kept {
         Kept::Published(snapshot) => {
             let material = snapshot.value.material();

@@ -1,5 +1,6 @@
 //! Who are we, and whom do we trust? SPIFFE names, and the [`Material`] that proves ours.
 
+pub mod crl;
 pub mod files;
 mod provider;
 mod status;
@@ -17,6 +18,7 @@ use std::time::{Duration, SystemTime};
 use rustls::sign::CertifiedKey;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, TrustAnchor};
 
+use self::crl::Crls;
 pub use self::provider::{Provider, ProviderError};
 pub use self::status::Status;
 use self::svid::{Leaf, SvidError};
@@ -154,6 +156,7 @@ impl From<spiffe::SpiffeIdError> for IdError {
 /// One complete identity: our SVID with its key, and the trust bundles to judge others by.
 ///
 /// Replaced whole or not at all: a rotation that does not make a valid `Material` changes nothing.
+#[derive(Clone)]
 pub struct Material {
     leaf: Leaf,
     certified: Arc<CertifiedKey>,
@@ -185,6 +188,14 @@ impl Material {
             certified: Arc::new(certified),
             bundles,
         })
+    }
+
+    /// The same identity with other bundles, which must include our own trust domain's.
+    pub(crate) fn with_bundles(&self, bundles: Arc<Bundles>) -> Self {
+        Self {
+            bundles,
+            ..self.clone()
+        }
     }
 
     /// Our own SPIFFE ID.
@@ -242,28 +253,49 @@ pub enum MaterialError {
     Bundle(TrustDomain, #[source] BundleError),
 }
 
-/// The trust bundles in force, one for each trust domain.
+/// The trust bundles in force, one for each trust domain, and what their issuers took back.
 ///
 /// A certificate is only ever checked against the bundle of the trust domain that it names.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Bundles(BTreeMap<TrustDomain, Bundle>);
+pub struct Bundles {
+    domains: BTreeMap<TrustDomain, Bundle>,
+    crls: Crls,
+}
 
 impl Bundles {
     /// The bundle of one trust domain.
     #[must_use]
     pub fn get(&self, domain: &TrustDomain) -> Option<&Bundle> {
-        self.0.get(domain)
+        self.domains.get(domain)
     }
 
     /// All of them, in the order of their names.
     pub fn iter(&self) -> impl Iterator<Item = (&TrustDomain, &Bundle)> {
-        self.0.iter()
+        self.domains.iter()
+    }
+
+    /// The certificate revocation lists in force.
+    #[must_use]
+    pub fn crls(&self) -> &Crls {
+        &self.crls
+    }
+
+    /// The same bundles with these lists.
+    #[must_use]
+    pub fn with_crls(&self, crls: Crls) -> Self {
+        Self {
+            crls,
+            ..self.clone()
+        }
     }
 }
 
 impl FromIterator<(TrustDomain, Bundle)> for Bundles {
     fn from_iter<I: IntoIterator<Item = (TrustDomain, Bundle)>>(bundles: I) -> Self {
-        Self(bundles.into_iter().collect())
+        Self {
+            domains: bundles.into_iter().collect(),
+            crls: Crls::default(),
+        }
     }
 }
 
@@ -337,6 +369,8 @@ pub struct Settings {
     pub spiffe_id: Option<SpiffeId>,
     /// The same by what the provider says that an SVID is for. Only a Workload API says so.
     pub hint: Option<String>,
+    /// A file or directory of certificate revocation lists.
+    pub crl: Option<std::path::PathBuf>,
     /// The longest validity of a peer's SVID that is accepted: a ten-year certificate is a standing
     /// secret.
     pub max_peer_lifetime: Duration,
@@ -382,6 +416,7 @@ impl Settings {
                 _ => Some(text),
             }
         });
+        let crl = section.optional("crl", |node| node.path());
         let max_peer_lifetime =
             section.or("max_peer_lifetime", DEFAULT_MAX_PEER_LIFETIME, |node| {
                 node.duration(Duration::from_secs(1)..=Duration::from_secs(366 * 24 * 3600))
@@ -390,6 +425,7 @@ impl Settings {
             source: source?,
             spiffe_id: spiffe_id?,
             hint: hint?,
+            crl: crl?,
             max_peer_lifetime: max_peer_lifetime?,
         })
     }

@@ -834,6 +834,8 @@ pub enum Reason {
     Expired,
     /// `not_yet_valid`
     NotYetValid,
+    /// `revoked`
+    Revoked,
     /// `bad_chain`
     BadChain,
     /// `lifetime_too_long`
@@ -854,7 +856,7 @@ pub enum Reason {
 
 impl Reason {
     /// All of them, in the order of their declaration.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 19] = [
         Self::OwnIdentityMissing,
         Self::OwnIdentityExpired,
         Self::Timeout,
@@ -865,6 +867,7 @@ impl Reason {
         Self::UnknownCa,
         Self::Expired,
         Self::NotYetValid,
+        Self::Revoked,
         Self::BadChain,
         Self::LifetimeTooLong,
         Self::UnexpectedPeer,
@@ -889,6 +892,7 @@ impl Reason {
             Self::UnknownCa => "unknown_ca",
             Self::Expired => "expired",
             Self::NotYetValid => "not_yet_valid",
+            Self::Revoked => "revoked",
             Self::BadChain => "bad_chain",
             Self::LifetimeTooLong => "lifetime_too_long",
             Self::UnexpectedPeer => "unexpected_peer",

@@ -23,6 +23,8 @@ pub struct Watched {
     taken: Option<u64>,
     watcher: Option<RecommendedWatcher>,
     bell: (mpsc::Sender<()>, mpsc::Receiver<()>),
+    /// Whether the bell rang since the last reading: whoever waits may be cut off.
+    rang: bool,
 }
 
 /// How often content is read even if nothing was heard of it: not every file system tells.
@@ -46,11 +48,13 @@ impl Watched {
             taken: None,
             watcher: None,
             bell: mpsc::channel(1),
+            rang: false,
         }
     }
 
     /// Waits until `read` yields content that is neither what it yielded before nor what was
-    /// [`Watched::take`]n last. The first time, and after an error, it reads at once.
+    /// [`Watched::take`]n last. The first time, and after an error, it reads at once. Whoever drops the
+    /// future misses nothing.
     ///
     /// # Errors
     /// Those of `read`.
@@ -66,6 +70,7 @@ impl Watched {
             // Before reading, so that no change is missed in between; and anew each time, because a
             // directory may have been replaced by another of the same name.
             self.watch();
+            self.rang = false;
             let content = read().await.inspect_err(|_| self.forget())?;
             let digest = Some(self.hasher.hash_one(&content));
             let news = digest != self.seen && digest != self.taken;
@@ -106,7 +111,10 @@ impl Watched {
 
     async fn changed(&mut self) {
         let bell = &mut self.bell.1;
-        if tokio::time::timeout(SAFETY_NET, bell.recv()).await.is_ok() {
+        if !self.rang {
+            self.rang = tokio::time::timeout(SAFETY_NET, bell.recv()).await.is_ok();
+        }
+        if self.rang {
             let settled = async { while tokio::time::timeout(QUIET, bell.recv()).await.is_ok() {} };
             let _ = tokio::time::timeout(PATIENCE, settled).await;
         }
@@ -185,6 +193,22 @@ mod tests {
             assert_eq!(news(&mut watched, &path).await.unwrap(), "early");
             watched.forget();
         }
+    }
+
+    #[tokio::test]
+    async fn whoever_is_cut_off_while_waiting_misses_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        std::fs::write(&path, "one").unwrap();
+        let mut watched = Watched::new([path.clone()]);
+        assert_eq!(news(&mut watched, &path).await.unwrap(), "one");
+        std::fs::write(&path, "two").unwrap();
+        // Cut off again and again, each time before the change has settled, until the bell has rung.
+        while !watched.rang {
+            let cut = tokio::time::timeout(QUIET / 4, news(&mut watched, &path)).await;
+            assert!(cut.is_err(), "{cut:?}");
+        }
+        assert_eq!(news(&mut watched, &path).await.unwrap(), "two");
     }
 
     #[tokio::test]

@@ -11,6 +11,7 @@ use serde::Serialize;
 #[derive(Debug)]
 pub struct Health {
     conditions: Vec<Condition>,
+    notes: Vec<Note>,
     pulses: Mutex<Vec<Weak<Beat>>>,
     began: Instant,
 }
@@ -19,6 +20,7 @@ impl Default for Health {
     fn default() -> Self {
         Self {
             conditions: Vec::new(),
+            notes: Vec::new(),
             pulses: Mutex::default(),
             began: Instant::now(),
         }
@@ -41,21 +43,37 @@ impl Health {
         self
     }
 
+    /// Adds something to tell beside the conditions: what `tell` says is shown and decides nothing.
+    #[must_use]
+    pub fn tells(
+        mut self,
+        name: &'static str,
+        tell: impl Fn(SystemTime) -> Option<String> + Send + Sync + 'static,
+    ) -> Self {
+        self.notes.push(Note {
+            name,
+            tell: Box::new(tell),
+        });
+        self
+    }
+
     /// What holds at `now`.
     #[must_use]
     pub fn readiness(&self, now: SystemTime) -> Readiness {
-        let conditions: Vec<_> = self
-            .conditions
-            .iter()
-            .map(|condition| {
-                let detail = (condition.check)(now).err();
-                Finding {
-                    name: condition.name,
-                    ready: detail.is_none(),
-                    detail,
-                }
-            })
-            .collect();
+        let conditions = self.conditions.iter().map(|condition| {
+            let detail = (condition.check)(now).err();
+            Finding {
+                name: condition.name,
+                ready: detail.is_none(),
+                detail,
+            }
+        });
+        let notes = self.notes.iter().map(|note| Finding {
+            name: note.name,
+            ready: true,
+            detail: (note.tell)(now),
+        });
+        let conditions: Vec<_> = conditions.chain(notes).collect();
         Readiness {
             ready: conditions.iter().all(|finding| finding.ready),
             conditions,
@@ -112,7 +130,7 @@ pub struct Finding {
     pub name: &'static str,
     /// Whether it holds.
     pub ready: bool,
-    /// Why it does not.
+    /// Why it does not, or what else there is to say.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub detail: Option<String>,
 }
@@ -176,6 +194,17 @@ impl fmt::Debug for Condition {
     }
 }
 
+struct Note {
+    name: &'static str,
+    tell: Box<dyn Fn(SystemTime) -> Option<String> + Send + Sync>,
+}
+
+impl fmt::Debug for Note {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name)
+    }
+}
+
 /// Rare enough to cost an idle pod nothing.
 const EVERY: Duration = Duration::from_secs(5);
 
@@ -219,6 +248,22 @@ mod tests {
         );
         draining.store(true, Ordering::Relaxed);
         assert!(!health.readiness(UNIX_EPOCH).ready);
+    }
+
+    #[test]
+    fn what_is_only_told_is_shown_and_decides_nothing() {
+        let health = Health::default().tells("late", |now| {
+            (now > UNIX_EPOCH).then(|| "by a second".into())
+        });
+        let shown = |now| serde_json::to_string(&health.readiness(now)).unwrap();
+        assert_eq!(
+            shown(UNIX_EPOCH),
+            r#"{"ready":true,"conditions":[{"name":"late","ready":true}]}"#
+        );
+        assert_eq!(
+            shown(UNIX_EPOCH + Duration::from_secs(1)),
+            r#"{"ready":true,"conditions":[{"name":"late","ready":true,"detail":"by a second"}]}"#
+        );
     }
 
     #[test]

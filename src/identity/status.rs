@@ -100,7 +100,14 @@ impl Status {
             .with_label_values(&[material.id().as_str()])
             .set(1);
         self.not_after.set(seconds(material.leaf().not_after));
-        self.updated.set(seconds(since));
+        // A new revocation list is nothing that the source gave.
+        let of_source = self.last.as_ref().is_none_or(|last| {
+            last.serial != material.leaf().serial
+                || last.bundles.crls() == material.bundles().crls()
+        });
+        if of_source {
+            self.updated.set(seconds(since));
+        }
         let last = self.last.replace(Last {
             serial: material.leaf().serial.clone(),
             bundles: material.bundles().clone(),

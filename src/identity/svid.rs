@@ -74,7 +74,7 @@ fn times(certificate: &X509Certificate<'_>) -> Result<(SystemTime, SystemTime), 
     Ok((instant(validity.not_before)?, instant(validity.not_after)?))
 }
 
-fn instant(time: ASN1Time) -> Result<SystemTime, SvidError> {
+pub(super) fn instant(time: ASN1Time) -> Result<SystemTime, SvidError> {
     let seconds = u64::try_from(time.timestamp()).map_err(|_| SvidError::Malformed)?;
     UNIX_EPOCH
         .checked_add(Duration::from_secs(seconds))

@@ -4,8 +4,9 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, CustomExtension, DnType,
-    ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose, SanType,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, CertifiedIssuer,
+    CustomExtension, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose,
+    RevokedCertParams, SanType, SerialNumber,
 };
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 
@@ -103,6 +104,29 @@ impl Ca {
 
     pub(crate) fn certificate(&self) -> &CertificateDer<'static> {
         self.issuer.der()
+    }
+
+    /// A revocation list an hour old that names `revoked`, due again at the age of `due`.
+    pub(crate) fn crl(&self, revoked: &[&Minted], due: Duration) -> Vec<u8> {
+        let now = SystemTime::now();
+        let serial = |minted: &&Minted| {
+            let certificate = webpki::EndEntityCert::try_from(&minted.chain[0]).unwrap();
+            RevokedCertParams {
+                serial_number: SerialNumber::from_slice(certificate.serial()),
+                revocation_time: now.into(),
+                reason_code: None,
+                invalidity_date: None,
+            }
+        };
+        let params = CertificateRevocationListParams {
+            this_update: (now - HOUR).into(),
+            next_update: (now - HOUR + due).into(),
+            crl_number: SerialNumber::from(1),
+            issuing_distribution_point: None,
+            revoked_certs: revoked.iter().map(serial).collect(),
+            key_identifier_method: rcgen::KeyIdMethod::Sha256,
+        };
+        params.signed_by(&self.issuer).unwrap().der().to_vec()
     }
 
     pub(crate) fn bundle(&self) -> (TrustDomain, Bundle) {

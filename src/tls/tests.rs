@@ -6,6 +6,7 @@ use rustls_pki_types::UnixTime;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 
 use super::*;
+use crate::identity::crl::Crls;
 use crate::identity::svid::SvidError;
 use crate::identity::testing::{Ca, HOUR, Minted, extension, id, leaf, uri};
 use crate::identity::{Bundles, DEFAULT_MAX_PEER_LIFETIME};
@@ -692,6 +693,65 @@ async fn the_proof_of_an_open_connection_is_asked_again() {
         (end, Err(VerifyError::Expired)),
     ] {
         assert_eq!(endpoint.value.still_holds(&client, now), expected);
+    }
+}
+
+#[tokio::test]
+async fn what_its_issuer_revoked_is_refused_and_holds_no_longer() {
+    let ca = Ca::new("example.org");
+    let between = ca.intermediate(|_| {});
+    let minted = between.mint(&leaf(LEDGER));
+    let own: Bundles = [ca.bundle()].into_iter().collect();
+    let served = live(minted.material(own.clone()).unwrap());
+    let revoking = |lists: &[Vec<u8>]| {
+        let dir = tempfile::tempdir().unwrap();
+        for (index, list) in lists.iter().enumerate() {
+            std::fs::write(dir.path().join(format!("{index}.crl")), list).unwrap();
+        }
+        own.with_crls(Crls::open(dir.path()).unwrap())
+    };
+    let upper = Minted {
+        chain: vec![between.certificate().clone()],
+        key: Vec::new(),
+    };
+    let dialling = live(ca.material("/shop", &[]));
+    let connector = connector(&dialling, LEDGER);
+    let (_, dialled) = handshake(&acceptor(&served), &connector).await;
+    let peer = dialled.unwrap().peer;
+    for (what, lists, good) in [
+        ("nothing is listed", vec![ca.crl(&[], HOUR * 2)], true),
+        (
+            "the root speaks of what it did not issue",
+            vec![ca.crl(&[&minted], HOUR * 2)],
+            true,
+        ),
+        ("the leaf", vec![between.crl(&[&minted], HOUR * 2)], false),
+        ("the intermediate", vec![ca.crl(&[&upper], HOUR * 2)], false),
+        (
+            "the intermediate, by the second list",
+            vec![ca.crl(&[], HOUR * 2), ca.crl(&[&upper], HOUR * 2)],
+            false,
+        ),
+    ] {
+        let bundles = revoking(&lists);
+        let now = SystemTime::now();
+        let expected = if good {
+            Ok(())
+        } else {
+            Err(VerifyError::Revoked)
+        };
+        assert_eq!(
+            verify::still_holds(&peer, &bundles, HOUR, now),
+            expected,
+            "{what}"
+        );
+        let material = ca.mint(&leaf("spiffe://example.org/shop"));
+        dialling.publish(endpoint(material.material(bundles).unwrap()));
+        let (_, dialled) = handshake(&acceptor(&served), &connector).await;
+        match good {
+            true => assert!(dialled.is_ok(), "{what}"),
+            false => assert_eq!(failure(dialled).label(), "revoked", "{what}"),
+        }
     }
 }
 

@@ -2,8 +2,8 @@
 //!
 //! One verifier serves both sides of a handshake, and [`still_holds`] asks the same question again of a
 //! connection that is already open. In order: the leaf is an X.509-SVID, the bundle of *its own* trust
-//! domain is known, its chain leads there, it was not made to live too long, and, when we dialled, it is
-//! one of those who may answer.
+//! domain is known, its chain leads there and none of it was revoked, it was not made to live too long,
+//! and, when we dialled, it is one of those who may answer.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -16,9 +16,10 @@ use rustls::{
     SignatureScheme,
 };
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
-use webpki::{EndEntityCert, KeyUsage};
+use webpki::{Cert, EndEntityCert, KeyUsage, VerifiedPath};
 
 use super::{Expected, Peer, Reason};
+use crate::identity::crl::Crls;
 use crate::identity::svid::{self, Leaf, SvidError};
 use crate::identity::{Bundles, SpiffeId, TrustDomain};
 
@@ -40,6 +41,9 @@ pub enum VerifyError {
     /// It, or an intermediate of its chain, has not begun: whose clock is wrong?
     #[error("the certificate is not valid yet: compare the clocks of both sides")]
     NotYetValid,
+    /// It, or an intermediate of its chain, is on a revocation list of its issuer.
+    #[error("the certificate was revoked by its issuer")]
+    Revoked,
     /// Its chain breaks another rule of RFC 5280.
     #[error("the certificate chain of {0} is not valid")]
     Chain(SpiffeId, #[source] webpki::Error),
@@ -75,6 +79,7 @@ impl VerifyError {
             Self::UnknownCa => Reason::UnknownCa,
             Self::Expired => Reason::Expired,
             Self::NotYetValid => Reason::NotYetValid,
+            Self::Revoked => Reason::Revoked,
             Self::Chain(..) => Reason::BadChain,
             Self::LifetimeTooLong { .. } => Reason::LifetimeTooLong,
             Self::UnexpectedPeer { .. } => Reason::UnexpectedPeer,
@@ -85,6 +90,7 @@ impl VerifyError {
         match error {
             webpki::Error::CertExpired { .. } => Self::Expired,
             webpki::Error::CertNotValidYet { .. } => Self::NotYetValid,
+            webpki::Error::CertRevoked => Self::Revoked,
             // A root of the same name with another key is not the root we know.
             webpki::Error::UnknownIssuer | webpki::Error::InvalidSignatureForPublicKey => {
                 Self::UnknownCa
@@ -170,7 +176,7 @@ fn check(
                     UnixTime::since_unix_epoch(since_epoch),
                     usage,
                     None,
-                    None,
+                    Some(&|path| unrevoked(path, bundles.crls())),
                 )
                 .map(drop)
         })
@@ -182,6 +188,26 @@ fn check(
             lifetime,
             most: max_lifetime,
         });
+    }
+    Ok(())
+}
+
+/// Holds every certificate of a path, but for its root, against the lists of whoever issued it.
+fn unrevoked(path: &VerifiedPath<'_>, crls: &Crls) -> Result<(), webpki::Error> {
+    if crls.is_empty() {
+        return Ok(());
+    }
+    let mut path_keys = path
+        .intermediate_certificates()
+        .map(Cert::subject_public_key_info);
+    let intermediates = path.intermediate_certificates();
+    for certificate in std::iter::once::<&Cert<'_>>(path.end_entity()).chain(intermediates) {
+        let key = path_keys.next();
+        let key = key.unwrap_or_else(|| webpki::spki_for_anchor(path.anchor()));
+        let (serial, issuer) = (certificate.serial(), certificate.issuer());
+        if crls.revoke(serial, issuer, &key, algorithms().all) {
+            return Err(webpki::Error::CertRevoked);
+        }
     }
     Ok(())
 }
@@ -310,6 +336,7 @@ fn into_rustls(error: VerifyError) -> rustls::Error {
     rustls::Error::InvalidCertificate(match error {
         VerifyError::Expired => CertificateError::Expired,
         VerifyError::NotYetValid => CertificateError::NotValidYet,
+        VerifyError::Revoked => CertificateError::Revoked,
         VerifyError::UnknownCa => CertificateError::UnknownIssuer,
         VerifyError::Svid(SvidError::Malformed) => CertificateError::BadEncoding,
         other => CertificateError::Other(OtherError(Arc::new(other))),
@@ -324,6 +351,7 @@ pub(super) fn from_rustls(error: &rustls::Error) -> Option<VerifyError> {
     match error {
         CertificateError::Expired => Some(VerifyError::Expired),
         CertificateError::NotValidYet => Some(VerifyError::NotYetValid),
+        CertificateError::Revoked => Some(VerifyError::Revoked),
         CertificateError::UnknownIssuer => Some(VerifyError::UnknownCa),
         CertificateError::BadEncoding => Some(VerifyError::Svid(SvidError::Malformed)),
         CertificateError::Other(OtherError(inner)) => inner.downcast_ref().cloned(),

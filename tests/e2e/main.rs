@@ -15,6 +15,7 @@ mod mesh;
 mod outage;
 mod pair;
 mod protocols;
+mod revocation;
 mod rotation;
 mod spoofing;
 mod withdrawal;

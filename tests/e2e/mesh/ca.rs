@@ -4,8 +4,9 @@ use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use rcgen::{
-    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, SanType,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, DnType,
+    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, RevokedCertParams, SanType,
+    SerialNumber,
 };
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 
@@ -76,6 +77,32 @@ impl Ca {
         let mut params = leaf(&super::id(workload));
         params.not_after = (SystemTime::now() + lifetime + Duration::from_millis(999)).into();
         self.mint(&params)
+    }
+}
+
+impl Ca {
+    /// A revocation list in PEM, an hour old and due tomorrow, that names `revoked`.
+    pub(crate) fn crl(&self, revoked: &[&Minted]) -> String {
+        let now = SystemTime::now();
+        let hour = Duration::from_secs(3600);
+        let serial = |minted: &&Minted| {
+            let (_, certificate) = x509_parser::parse_x509_certificate(&minted.chain[0]).unwrap();
+            RevokedCertParams {
+                serial_number: SerialNumber::from_slice(certificate.raw_serial()),
+                revocation_time: now.into(),
+                reason_code: None,
+                invalidity_date: None,
+            }
+        };
+        let params = CertificateRevocationListParams {
+            this_update: (now - hour).into(),
+            next_update: (now + 24 * hour).into(),
+            crl_number: SerialNumber::from(1),
+            issuing_distribution_point: None,
+            revoked_certs: revoked.iter().map(serial).collect(),
+            key_identifier_method: rcgen::KeyIdMethod::Sha256,
+        };
+        params.signed_by(&self.issuer).unwrap().pem().unwrap()
     }
 }
 
