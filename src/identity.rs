@@ -1,5 +1,6 @@
 //! Who are we, and whom do we trust? SPIFFE names, and the [`Material`] that proves ours.
 
+pub mod bundle_document;
 pub mod crl;
 pub mod files;
 mod provider;
