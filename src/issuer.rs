@@ -20,6 +20,8 @@
 //! ca:                                  # may be left out
 //!   file: /var/lib/doorward/ca.pem     # in memory only without it
 //!   lifetime: 30d
+//! federation:                          # may be left out
+//!   listen: 0.0.0.0:8444               # our bundle for other trust domains, over https_spiffe
 //! entries:
 //!   - id: spiffe://example.org/checkout     # or /checkout
 //!     selectors: { uid: 1000, path: /usr/bin/checkout }    # also gid, sha256; all must hold
@@ -30,6 +32,7 @@
 
 mod attest;
 mod authority;
+mod bundle_endpoint;
 mod filter;
 mod keyfile;
 mod registry;
@@ -57,12 +60,14 @@ use tonic::transport::server::Connected;
 use tracing::{debug, error, info, warn};
 
 pub use self::authority::AuthorityError;
+pub use self::bundle_endpoint::{PATH as BUNDLE_ENDPOINT_PATH, Settings as FederationSettings};
 pub use self::keyfile::KeyFileError;
 pub use self::registry::Registry;
 pub use self::socket::SocketError;
 
 use self::attest::{Caller, Credentials};
 use self::authority::Authority;
+use self::bundle_endpoint::BundleEndpoint;
 use self::filter::Corrected;
 use self::service::{Shared, WorkloadApi, wall_clock};
 use self::socket::Socket;
@@ -95,6 +100,8 @@ pub struct Settings {
     pub socket: PathBuf,
     /// The CA itself.
     pub ca: CaSettings,
+    /// Where the bundle is served for other trust domains, if it is.
+    pub federation: Option<FederationSettings>,
     /// Who gets which identity.
     pub registry: Registry,
 }
@@ -145,6 +152,7 @@ impl Settings {
             )
         });
         let ca = section.or("ca", CaSettings::default(), CaSettings::read);
+        let federation = section.optional("federation", |node| FederationSettings::read(&node));
         let longest = ca.as_ref().map_or(LONGEST_CA, |ca| ca.lifetime);
         let registry = section.required("entries", |node| {
             Registry::read(&node, trust_domain.as_ref(), longest)
@@ -153,6 +161,7 @@ impl Settings {
             trust_domain: trust_domain?,
             socket: socket?,
             ca: ca?,
+            federation: federation?,
             registry: registry?,
         })
     }
@@ -180,6 +189,7 @@ const LONGEST_CA: Duration = Duration::from_secs(3653 * 86_400);
 #[derive(Debug)]
 pub struct Issuer {
     socket: Socket,
+    bundle_endpoint: Option<BundleEndpoint>,
     shared: Arc<Shared>,
     ca_file: Option<PathBuf>,
 }
@@ -208,11 +218,19 @@ impl Issuer {
             Some(file) => keyfile::open(file, &settings.trust_domain, lifetime, now)?,
             None => Authority::generate(&settings.trust_domain, lifetime, now)?,
         };
+        let bundle_endpoint = match settings.federation {
+            Some(federation) => {
+                let bound = BundleEndpoint::bind(federation).await;
+                Some(bound.map_err(|error| StartError::Federation(federation.listen, error))?)
+            }
+            None => None,
+        };
         let shared = Arc::new(Shared::default());
         shared.authority.publish(authority);
         shared.registry.publish(settings.registry);
         Ok(Self {
             socket,
+            bundle_endpoint,
             shared,
             ca_file: file,
         })
@@ -231,6 +249,7 @@ impl Issuer {
     pub async fn serve(self, stop: impl Future<Output = ()>) -> Result<(), ServeError> {
         let Self {
             socket,
+            bundle_endpoint,
             shared,
             ca_file,
         } = self;
@@ -240,6 +259,9 @@ impl Issuer {
         tasks.spawn(keep_authority(shared.clone(), ca_file));
         let (admitted, mut connections) = mpsc::channel(16);
         tasks.spawn(accept(socket, admitted, shared.clone(), tasks.clone()));
+        if let Some(endpoint) = bundle_endpoint {
+            tasks.spawn(endpoint.serve(shared.clone(), tasks.clone()));
+        }
         tasks.close();
 
         let incoming = poll_fn(move |cx| {
@@ -496,6 +518,9 @@ pub enum StartError {
     /// The CA.
     #[error(transparent)]
     Authority(#[from] AuthorityError),
+    /// The bundle endpoint.
+    #[error("cannot serve the bundle for other trust domains at {0}")]
+    Federation(std::net::SocketAddr, #[source] io::Error),
 }
 
 /// Why the issuer stopped serving.

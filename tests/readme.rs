@@ -54,6 +54,13 @@ const READERS: [(&str, &str, &str, &str, &[&str]); 16] = [
     ),
     ("issuer.rs", "impl CaSettings", "", ISSUER, &["ca."]),
     (
+        "issuer/bundle_endpoint.rs",
+        "impl Settings",
+        "",
+        ISSUER,
+        &["federation."],
+    ),
+    (
         "issuer/registry.rs",
         "impl Entry",
         "impl Selectors",

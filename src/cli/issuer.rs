@@ -71,8 +71,17 @@ fn reload(path: &Path, running: &Settings, handle: &Handle) {
         error!("another trust domain needs a restart: the entries stay as they were");
         return;
     }
-    if read.socket != running.socket || read.ca != running.ca {
-        warn!("changes of `socket` and `ca` need a restart");
+    let fixed = |settings: &Settings| {
+        let Settings {
+            socket,
+            ca,
+            federation,
+            ..
+        } = settings;
+        (socket.clone(), ca.clone(), *federation)
+    };
+    if fixed(&read) != fixed(running) {
+        warn!("changes of `socket`, `ca` and `federation` need a restart");
     }
     info!(entries = read.registry.len(), "new entries are in force");
     handle.replace(read.registry);

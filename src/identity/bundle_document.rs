@@ -39,6 +39,11 @@ pub struct JwtKey {
 }
 
 impl JwtKey {
+    /// A key of ours, whose JWK is right by how it was made.
+    pub(crate) fn new(id: String, jwk: Map<String, Value>) -> Self {
+        Self { id, jwk }
+    }
+
     /// Its name, which a token's header says.
     #[must_use]
     pub fn id(&self) -> &str {
@@ -110,6 +115,27 @@ impl BundleDocument {
         }
         set.to_string()
     }
+}
+
+/// Reads the roots from a file that an operator gives: certificates in PEM, or a bundle document.
+///
+/// # Errors
+/// [`BundleFileError`] if it is neither, or holds no root.
+pub fn read_file(text: &[u8]) -> Result<Bundle, BundleFileError> {
+    if text.trim_ascii_start().starts_with(b"{") {
+        let bundle = BundleDocument::parse(text)?.x509;
+        let found = bundle.certificates().next().is_some();
+        return found.then_some(bundle).ok_or(BundleFileError::Empty);
+    }
+    let blocks = pem::parse_many(text).map_err(BundleFileError::Pem)?;
+    if let Some(other) = blocks.iter().find(|block| block.tag() != "CERTIFICATE") {
+        return Err(BundleFileError::NotACertificate(other.tag().to_owned()));
+    }
+    if blocks.is_empty() {
+        return Err(BundleFileError::Empty);
+    }
+    let roots = blocks.into_iter().map(|block| block.into_contents().into());
+    Bundle::new(roots).map_err(BundleFileError::Root)
 }
 
 /// The document as it is written. A member that comes twice is an error.
@@ -254,6 +280,26 @@ pub enum BundleDocumentError {
     Key(usize, #[source] KeyProblem),
     /// A root certificate cannot be a trust anchor.
     #[error("a root certificate cannot be used")]
+    Root(#[source] BundleError),
+}
+
+/// Why a file holds no roots.
+#[derive(Debug, thiserror::Error)]
+pub enum BundleFileError {
+    /// It begins as a bundle document does, and is none.
+    #[error("it is no bundle document")]
+    Document(#[from] BundleDocumentError),
+    /// Not PEM.
+    #[error("it is not PEM")]
+    Pem(#[source] pem::PemError),
+    /// A private key, for one, has no business there.
+    #[error("it holds a block `{0}`, not only certificates")]
+    NotACertificate(String),
+    /// Nothing in it.
+    #[error("it holds no root certificate")]
+    Empty,
+    /// One of them cannot be a trust anchor.
+    #[error("a certificate in it cannot be used as a root")]
     Root(#[source] BundleError),
 }
 
@@ -464,6 +510,32 @@ mod tests {
         let large = vec![b' '; LARGEST + 1];
         let read = BundleDocument::parse(&large);
         assert!(matches!(read, Err(BundleDocumentError::TooLarge)));
+    }
+
+    #[test]
+    fn a_file_holds_certificates_in_pem_or_a_document() {
+        let ca = Ca::new("example.org");
+        let block = |tag: &str, der: &[u8]| pem::encode(&pem::Pem::new(tag, der));
+        let root = block("CERTIFICATE", ca.certificate());
+        let document = json!({ "keys": [x509_key(&ca)] }).to_string();
+        let twice = format!("# ours\n{root}\n{root}");
+        for (text, count) in [(&root, 1), (&twice, 2), (&document, 1)] {
+            let bundle = read_file(text.as_bytes()).unwrap();
+            assert_eq!(bundle.certificates().count(), count, "{text}");
+        }
+        let key = block("PRIVATE KEY", &[1]);
+        for (text, why) in [
+            ("", "no root certificate"),
+            ("nonsense", "no root certificate"),
+            (" {\"keys\":[]}", "no root certificate"),
+            ("{", "no bundle document"),
+            (&root[..root.len() / 2], "no root certificate"),
+            (&format!("{root}{key}"), "a block `PRIVATE KEY`"),
+            (&block("CERTIFICATE", &[0x30]), "cannot be used as a root"),
+        ] {
+            let error = read_file(text.as_bytes()).unwrap_err();
+            assert!(error.to_string().contains(why), "{text}: {error}");
+        }
     }
 
     #[test]

@@ -22,7 +22,8 @@ use serde_json::{Map, Value};
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 use zeroize::Zeroizing;
 
-use crate::identity::{SpiffeId, TrustDomain, svid};
+use crate::identity::bundle_document::{BundleDocument, JwtKey};
+use crate::identity::{Bundle, SpiffeId, TrustDomain, svid};
 
 /// The CA of one trust domain, as it is at one moment.
 #[derive(Clone, Debug)]
@@ -79,8 +80,9 @@ const BACKDATED: Duration = Duration::from_secs(10);
 /// A JWT-SVID is a bearer token: it never lives longer than this.
 const LONGEST_JWT: Duration = Duration::from_secs(300);
 
-/// How long a new generation is published before it signs, unless its life is very short.
-const PUBLISHED_BEFORE_SIGNING: Duration = Duration::from_secs(10);
+/// How long a new generation is published before it signs, unless its life is short: other trust domains
+/// look at our bundle only now and then.
+const PUBLISHED_BEFORE_SIGNING: Duration = Duration::from_secs(600);
 
 impl Authority {
     /// A new CA whose generations live for `lifetime`.
@@ -232,6 +234,26 @@ impl Authority {
     pub(crate) fn jwt_bundle(&self) -> Result<Vec<u8>, AuthorityError> {
         let keys = self.generations.iter().map(|one| one.jwk.clone()).collect();
         serde_json::to_vec(&JwkSet { keys }).map_err(|_| AuthorityError::Encoding)
+    }
+
+    /// Everything public, for other trust domains.
+    pub(crate) fn document(&self, sequence: u64) -> Result<BundleDocument, AuthorityError> {
+        let roots = self.generations.iter().map(|one| one.certificate.clone());
+        let keys = self.generations.iter().map(|one| {
+            let id = one.jwk.common.key_id.clone().unwrap_or_default();
+            match serde_json::to_value(&one.jwk) {
+                Ok(Value::Object(jwk)) => Ok(JwtKey::new(id, jwk)),
+                _ => Err(AuthorityError::Encoding),
+            }
+        });
+        // Twice within the time that a successor is published before it signs.
+        let hint = (PUBLISHED_BEFORE_SIGNING / 2).min(self.lifetime / 20);
+        Ok(BundleDocument {
+            sequence: Some(sequence),
+            refresh_hint: Some(Duration::from_secs(hint.as_secs().max(1))),
+            x509: Bundle::new(roots).map_err(|_| AuthorityError::Encoding)?,
+            jwt: keys.collect::<Result<_, _>>()?,
+        })
     }
 
     /// Makes a key and a certificate for `id` that proves it for `lifetime`, rounded up to a whole
@@ -520,7 +542,7 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-fn seconds(time: SystemTime) -> u64 {
+pub(super) fn seconds(time: SystemTime) -> u64 {
     time.duration_since(UNIX_EPOCH)
         .unwrap_or_default()
         .as_secs()
