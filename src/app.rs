@@ -18,6 +18,7 @@ use crate::admin::{self, Health, Pulse, Routes};
 use crate::app::revocation::Revocation;
 use crate::audit::Audit;
 use crate::config::Config;
+use crate::federation::{self, Federation};
 use crate::identity::crl::{Crls, Revoking};
 use crate::inbound::{self, Inbound};
 use crate::lifecycle::{CUT_TAKES_AT_MOST, Lifecycle, Phase, Tasks};
@@ -44,6 +45,10 @@ pub fn run(config: Config) -> anyhow::Result<ExitCode> {
         Some(path) => Some(control.block_on(Revocation::open(path, &registries))?),
         None => None,
     };
+    let federation = federation::Metrics::register(registries.process())?;
+    let longest = config.identity.max_peer_lifetime;
+    let federation =
+        Federation::open(&config.federation, longest, &federation).context("cannot federate")?;
     let _entered = control.enter();
     let sockets = Sockets::bind(&config)?;
     let (audit, writer) = Audit::start(&config.audit, registries.process())?;
@@ -92,7 +97,13 @@ pub fn run(config: Config) -> anyhow::Result<ExitCode> {
             }
             None => Arc::default(),
         };
-        tokio::spawn(keep_identity(config.identity, crls, endpoints, status));
+        tokio::spawn(keep_identity(
+            config.identity,
+            federation,
+            crls,
+            endpoints,
+            status,
+        ));
         if let Some(loaded) = policy {
             tokio::spawn(loaded.keep());
         }
@@ -253,12 +264,14 @@ fn warn(engine: &policy::cedar::Engine) {
 
 async fn keep_identity(
     settings: identity::Settings,
+    federation: Federation,
     crls: Arc<Live<Crls>>,
     endpoints: Arc<Live<Endpoint>>,
     mut status: identity::Status,
 ) {
-    let provider = identity::Provider::new(&settings);
-    let source = Endpoints::new(Revoking::new(provider, crls), settings.max_peer_lifetime);
+    let materials = federation.join(identity::Provider::new(&settings));
+    let source = Endpoints::new(Revoking::new(materials, crls), settings.max_peer_lifetime);
+    federation.keep();
     let tell = |kept: Kept<'_, Endpoint, _>| match kept {
         Kept::Published(snapshot) => {
             let material = snapshot.value.material();

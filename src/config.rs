@@ -9,13 +9,15 @@ use std::time::Duration;
 
 use crate::document::{Document, Mistakes, Node};
 use crate::listen::Address;
-use crate::{admin, audit, identity, inbound, outbound, policy, telemetry};
+use crate::{admin, audit, federation, identity, inbound, outbound, policy, telemetry};
 
 /// What one sidecar does.
 #[derive(Clone, Debug)]
 pub struct Config {
     /// Where our identity comes from.
     pub identity: identity::Settings,
+    /// Trust domains whose bundles are fetched from their own endpoints.
+    pub federation: Vec<federation::Settings>,
     /// Listeners for peers.
     pub inbound: Vec<inbound::Settings>,
     /// Listeners for our application.
@@ -50,6 +52,9 @@ impl Config {
     pub fn read(node: Node<'_>) -> Option<Self> {
         let mut section = node.section()?;
         let identity = section.required("identity", |node| identity::Settings::read(node));
+        let federation = section.or("federation", Vec::new(), |node| {
+            federation::Settings::read_all(&node)
+        });
         let mut taken = Taken::default();
         let inbound = section.or("inbound", Vec::new(), |node| {
             node.list(|item| {
@@ -100,6 +105,7 @@ impl Config {
         }
         Some(Self {
             identity: identity?,
+            federation: federation?,
             inbound,
             outbound,
             policy,

@@ -11,7 +11,7 @@
 //! | 5 composition | [`cli`], [`config`], [`app`], [`runtime`], [`admin`] |
 //! | 4 data path | [`inbound`], [`outbound`], which never import each other |
 //! | 3 what both share | [`listen`], [`serve`], [`session`], [`exchange`], [`upstream`], [`upgrade`], [`relay`], [`headers`], [`target`] |
-//! | 2 capabilities | [`tls`], [`policy`], [`audit`], [`issuer`] |
+//! | 2 capabilities | [`tls`], [`federation`], [`policy`], [`audit`], [`issuer`] |
 //! | 1 vocabulary | [`identity`], [`live`], [`outcome`], [`lifecycle`], [`telemetry`], [`document`], [`watch`] |
 //!
 //! # In which order to read
@@ -98,6 +98,7 @@ pub mod cli;
 pub mod config;
 pub mod document;
 pub mod exchange;
+pub mod federation;
 pub mod headers;
 pub mod identity;
 pub mod inbound;

@@ -26,14 +26,16 @@ use rustls::crypto::CryptoProvider;
 use rustls::crypto::aws_lc_rs;
 use rustls::server::NoServerSessionStorage;
 use rustls::sign::SingleCertAndKey;
-use rustls::{AlertDescription, ClientConfig, CommonState, InvalidMessage, ServerConfig};
+use rustls::{
+    AlertDescription, ClientConfig, CommonState, InvalidMessage, RootCertStore, ServerConfig,
+};
 use rustls_pki_types::{CertificateDer, ServerName};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
 
 use self::verify::{AnyClient, ExpectedServer, Rules, Side, VerifyError};
 use crate::identity::svid::{self, Leaf};
-use crate::identity::{IdError, Material, SpiffeId, TrustDomain};
+use crate::identity::{Bundles, IdError, Material, SpiffeId, TrustDomain};
 use crate::live::{Change, Live, Snapshot, Source};
 use crate::outcome::Outcome;
 
@@ -534,6 +536,38 @@ impl Connector {
         })));
         Ok(config)
     }
+}
+
+/// For whoever has nothing to show but must know who answers: a server with an X509-SVID.
+pub(crate) fn anonymous_client(
+    bundles: Arc<Bundles>,
+    expected: Expected,
+    max_peer_lifetime: Duration,
+) -> Result<ClientConfig, rustls::Error> {
+    let verifier = ExpectedServer {
+        rules: Rules {
+            bundles,
+            max_peer_lifetime,
+        },
+        expected: Arc::new(expected),
+    };
+    let mut config = ClientConfig::builder_with_provider(provider().clone())
+        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(verifier))
+        .with_no_client_auth();
+    config.resumption = Resumption::disabled();
+    Ok(config)
+}
+
+/// For whoever asks a server of the web, whose certificate one of `roots` must vouch for.
+pub(crate) fn web_client(roots: RootCertStore) -> Result<ClientConfig, rustls::Error> {
+    let mut config = ClientConfig::builder_with_provider(provider().clone())
+        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    config.resumption = Resumption::disabled();
+    Ok(config)
 }
 
 /// Peers are named by SPIFFE ID, never by host, so there is no server name to send. rustls wants one

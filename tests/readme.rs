@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 /// Where settings are read: the file, the words that the reader begins and ends behind (none: to the end),
 /// the section of the README, and what stands before its keys there.
-const READERS: [(&str, &str, &str, &str, &[&str]); 16] = [
+const READERS: [(&str, &str, &str, &str, &[&str]); 18] = [
     ("config.rs", "fn read(", "let (inbound", RUN, &[""]),
     ("identity.rs", "impl Settings", "", RUN, &["identity."]),
     (
@@ -24,6 +24,13 @@ const READERS: [(&str, &str, &str, &str, &[&str]); 16] = [
         "",
         RUN,
         &["identity.files."],
+    ),
+    (
+        "federation.rs",
+        "impl Settings",
+        "",
+        RUN,
+        &["federation[]."],
     ),
     ("policy.rs", "impl Settings", "", RUN, &["policy."]),
     ("inbound.rs", "impl Settings", "", RUN, &["inbound[]."]),

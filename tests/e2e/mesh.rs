@@ -138,6 +138,8 @@ pub(crate) struct Entry {
 /// A real `doorward issuer`.
 #[derive(Debug)]
 pub(crate) struct Issuer {
+    domain: String,
+    federation: Option<SocketAddr>,
     config: PathBuf,
     pub(crate) socket: PathBuf,
     ca_file: PathBuf,
@@ -151,6 +153,8 @@ impl Issuer {
     /// An issuer that knows nobody and does not run yet.
     pub(crate) fn new(dirs: &Dirs) -> Self {
         Self {
+            domain: DOMAIN.into(),
+            federation: None,
             config: dirs.file("issuer.yaml"),
             socket: dirs.file("issuer.sock"),
             ca_file: dirs.file("ca.pem"),
@@ -159,6 +163,18 @@ impl Issuer {
             entries: Vec::new(),
             process: None,
         }
+    }
+
+    /// The same of another trust domain.
+    pub(crate) fn of(dirs: &Dirs, domain: &str) -> Self {
+        let mut issuer = Self::new(dirs);
+        issuer.domain = domain.into();
+        issuer
+    }
+
+    /// Lets it serve its bundle at `address`. Effective with [`Issuer::start`].
+    pub(crate) fn federate(&mut self, address: SocketAddr) {
+        self.federation = Some(address);
     }
 
     /// Adds an entry, or replaces the one of the same workload. Write `lifetime` as in `1h`. Effective
@@ -226,10 +242,15 @@ impl Issuer {
 
     fn write(&self) {
         let mut text = format!(
-            "trust_domain: {DOMAIN}\nsocket: '{}'\nca: {{ file: '{}' }}\nentries:\n",
+            "trust_domain: {}\nsocket: '{}'\nca: {{ file: '{}' }}\n",
+            self.domain,
             self.socket.display(),
             self.ca_file.display()
         );
+        if let Some(listen) = self.federation {
+            text += &format!("federation: {{ listen: '{listen}' }}\n");
+        }
+        text += "entries:\n";
         for entry in &self.entries {
             text += &format!(
                 "- {{ id: /{}, selectors: {{ path: '{}' }}, lifetime: {}",

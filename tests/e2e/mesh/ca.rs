@@ -57,6 +57,11 @@ impl Ca {
         &self.certificate
     }
 
+    /// The certificate in PEM.
+    pub(crate) fn pem(&self) -> String {
+        pem::encode(&pem::Pem::new("CERTIFICATE", self.certificate.to_vec()))
+    }
+
     /// Signs `params` with a fresh key.
     pub(crate) fn mint(&self, params: &CertificateParams) -> Minted {
         let key = KeyPair::generate().unwrap();
