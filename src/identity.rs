@@ -3,6 +3,7 @@
 pub mod bundle_document;
 pub mod crl;
 pub mod files;
+pub mod jwt;
 mod provider;
 mod status;
 pub mod svid;

@@ -20,7 +20,7 @@ use super::{
 use crate::live::{Change, Source};
 
 /// How long a provider may take to answer at all. Attestation may be slow, a Unix socket is not.
-const PATIENCE: Duration = Duration::from_secs(10);
+pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A stream of identities from one Workload API socket.
 pub struct WorkloadApi {
@@ -111,13 +111,18 @@ impl fmt::Debug for WorkloadApi {
 }
 
 async fn open(endpoint: &str) -> Result<Updates, Failure> {
+    let client = connect(endpoint).await?;
+    Ok(client.stream_x509_contexts().await?.boxed())
+}
+
+/// Connects to the Workload API at `endpoint`.
+pub(super) async fn connect(endpoint: &str) -> Result<WorkloadApiClient, Failure> {
     // As a URL the crate would look for a path with `%20` in it where the operator wrote a space.
     let endpoint = match endpoint.strip_prefix("unix://") {
         Some(path) => Endpoint::Unix(path.into()),
         None => Endpoint::parse(endpoint).map_err(spiffe::WorkloadApiError::from)?,
     };
-    let client = WorkloadApiClient::connect(endpoint).await?;
-    Ok(client.stream_x509_contexts().await?.boxed())
+    Ok(WorkloadApiClient::connect(endpoint).await?)
 }
 
 /// The SVID that is ours, with every bundle that came along.

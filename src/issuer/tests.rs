@@ -14,7 +14,9 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::*;
-use crate::identity::{Bundle, Bundles, Material, svid};
+use crate::identity::bundle_document::BundleDocument;
+use crate::identity::workload_api::Failure;
+use crate::identity::{Bundle, Bundles, Material, SpiffeId, jwt, svid};
 
 /// An issuer that serves in this process, in a directory of its own.
 struct Running {
@@ -219,6 +221,35 @@ async fn a_reload_that_changes_nothing_for_a_caller_sends_it_nothing() {
     let second = next(&mut stream).await.unwrap();
     assert_eq!(first.svids()[0].spiffe_id().path(), "/a");
     assert_eq!(second.svids()[0].spiffe_id().path(), "/new");
+}
+
+#[tokio::test]
+async fn a_jwt_svid_is_fetched_for_one_audience_and_validated_there() {
+    let issuer = Running::start("{}", A).await;
+    let endpoint = format!("unix://{}", issuer.socket().display());
+    let own: SpiffeId = "spiffe://example.org/a".parse().unwrap();
+    let bundles = jwt::fetch_bundles(&endpoint).await.unwrap();
+    for wanted in [None, Some(&own)] {
+        let svid = jwt::fetch(&endpoint, "x", wanted).await.unwrap();
+        assert_eq!(*svid.id(), own);
+        let validated = jwt::validate(svid.token(), "x", &bundles).unwrap();
+        assert_eq!(*validated.id(), own);
+        assert_eq!(validated.expires(), svid.expires());
+        assert!(jwt::validate(svid.token(), "y", &bundles).is_err());
+    }
+    let other = "spiffe://example.org/other".parse().unwrap();
+    let refused = jwt::fetch(&endpoint, "x", Some(&other)).await;
+    assert!(matches!(
+        refused,
+        Err(jwt::FetchError::Provider(Failure::NoIdentity(_)))
+    ));
+    // The keys of the bundle document are the same ones.
+    let authority = issuer.handle.0.authority.get().unwrap();
+    let document = authority.value.document(1).unwrap();
+    let document = BundleDocument::parse(document.render().as_bytes()).unwrap();
+    let bundles = jwt::JwtBundles::of([(own.trust_domain(), &document)]).unwrap();
+    let svid = jwt::fetch(&endpoint, "x", None).await.unwrap();
+    jwt::validate(svid.token(), "x", &bundles).unwrap();
 }
 
 #[tokio::test]
