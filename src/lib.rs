@@ -58,7 +58,7 @@
 //!
 //! | thread | runs |
 //! |---|---|
-//! | main: the control thread | identity, policy, signals, the admin and metrics listeners |
+//! | main: the control thread | identity, federation, policy, signals, the admin and metrics listeners |
 //! | `worker-0` … | a `current_thread` runtime each: its own listening sockets, connections, pools and counters |
 //! | the audit writer | takes finished records from each worker's queue and writes them |
 //! | blocking pool | loading a changed policy; resolving names |
@@ -70,6 +70,7 @@
 //! | `outbound[].listen` | plain | the application |
 //! | `outbound[].to` | mutual TLS | we connect to a peer |
 //! | `identity.workload_api` | gRPC on a Unix socket | we connect to SPIRE or [`issuer`] |
+//! | `federation[].url` | HTTPS | we connect to another trust domain's bundle endpoint |
 //! | `metrics.listen` | HTTP | Prometheus, probes |
 //! | `admin.listen` | HTTP, on loopback | people on this machine |
 //!
