@@ -396,17 +396,19 @@ impl Settings {
         let mut section = node.section()?;
         let workload_api = section.optional("workload_api", |node| read_socket(&node));
         let files = section.optional("files", |node| files::Settings::read(&node));
-        let source = match (workload_api?, files?) {
-            (Some(socket), None) => Some(Source::WorkloadApi(socket)),
-            (None, Some(files)) => Some(Source::Files(files)),
-            (found, _) => section.node().mistake(
-                match found {
-                    None => "nothing says where our identity comes from",
-                    Some(_) => "our identity comes from one source, and here are two",
-                },
-                Some("write either `workload_api`, a SPIFFE Workload API socket, or `files` with `cert`, `key` and `bundle`"),
-            ),
-        };
+        let source = workload_api
+            .zip(files)
+            .and_then(|sources| match sources {
+                (Some(socket), None) => Some(Source::WorkloadApi(socket)),
+                (None, Some(files)) => Some(Source::Files(files)),
+                (found, _) => section.node().mistake(
+                    match found {
+                        None => "nothing says where our identity comes from",
+                        Some(_) => "our identity comes from one source, and here are two",
+                    },
+                    Some("write either `workload_api`, a SPIFFE Workload API socket, or `files` with `cert`, `key` and `bundle`"),
+                ),
+            });
         let spiffe_id = section.optional("spiffe_id", |node| node.parse());
         let hint = section.optional("hint", |node| {
             let text = node.text()?.to_owned();

@@ -352,6 +352,13 @@ impl<S: Source<Item = Material>> Source for Revoking<S> {
     async fn next(&mut self) -> Result<Change<Material>, S::Error> {
         loop {
             tokio::select! {
+                // First, because a source that is down is always ready: to fail.
+                biased;
+                Ok(()) = self.changes.changed() => {
+                    if let Some(material) = self.last.take() {
+                        return Ok(self.joined(material));
+                    }
+                }
                 change = self.materials.next() => return Ok(match change? {
                     Change::Replace(material) => self.joined(material),
                     Change::Withdraw => {
@@ -359,11 +366,6 @@ impl<S: Source<Item = Material>> Source for Revoking<S> {
                         Change::Withdraw
                     }
                 }),
-                Ok(()) = self.changes.changed() => {
-                    if let Some(material) = self.last.take() {
-                        return Ok(self.joined(material));
-                    }
-                }
             }
         }
     }
