@@ -7,6 +7,7 @@ mod health;
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
+use std::fmt;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
@@ -25,6 +26,7 @@ use tokio::time::timeout;
 
 pub use self::health::{Finding, Health, Liveness, Pulse, Readiness};
 use crate::document::Node;
+use crate::identity::shown::Shown;
 use crate::telemetry::Registries;
 
 /// The section `admin`. Without it there is no admin listener.
@@ -74,17 +76,36 @@ impl MetricsSettings {
 }
 
 /// What can be asked here.
-#[derive(Debug)]
+#[derive(Clone)]
 pub struct Routes {
     health: Arc<Health>,
     registries: Registries,
+    identity: Option<Identity>,
 }
+
+type Identity = Arc<dyn Fn(SystemTime) -> Shown + Send + Sync>;
 
 impl Routes {
     /// `/live`, `/ready` and `/metrics`.
     #[must_use]
     pub fn new(health: Arc<Health>, registries: Registries) -> Self {
-        Self { health, registries }
+        Self {
+            health,
+            registries,
+            identity: None,
+        }
+    }
+
+    /// Also `/identity`, which shows what `identity` says. For the admin listener alone.
+    #[must_use]
+    pub fn with_identity(
+        self,
+        identity: impl Fn(SystemTime) -> Shown + Send + Sync + 'static,
+    ) -> Self {
+        Self {
+            identity: Some(Arc::new(identity)),
+            ..self
+        }
     }
 
     fn answer<B>(&self, request: &Request<B>) -> Response<Full<Bytes>> {
@@ -92,8 +113,14 @@ impl Routes {
             "/live" => Self::live,
             "/ready" => Self::ready,
             "/metrics" => Self::metrics,
+            "/identity" if self.identity.is_some() => Self::identity,
             _ => {
-                let hint = format!("nothing here; try {PATHS}\n");
+                let more = if self.identity.is_some() {
+                    ", /identity"
+                } else {
+                    ""
+                };
+                let hint = format!("nothing here; try {PATHS}{more}\n");
                 return response(StatusCode::NOT_FOUND, TEXT, hint);
             }
         };
@@ -116,12 +143,31 @@ impl Routes {
         json(readiness.ready, &readiness)
     }
 
+    fn identity(&self) -> Response<Full<Bytes>> {
+        json(
+            true,
+            &self
+                .identity
+                .as_ref()
+                .map(|identity| identity(SystemTime::now())),
+        )
+    }
+
     fn metrics(&self) -> Response<Full<Bytes>> {
         response(
             StatusCode::OK,
             prometheus::TEXT_FORMAT,
             self.registries.render(),
         )
+    }
+}
+
+impl fmt::Debug for Routes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Routes")
+            .field("health", &self.health)
+            .field("identity", &self.identity.is_some())
+            .finish_non_exhaustive()
     }
 }
 

@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use anyhow::Context;
 use tokio::net::TcpListener;
@@ -20,6 +20,7 @@ use crate::audit::Audit;
 use crate::config::Config;
 use crate::federation::{self, Federation};
 use crate::identity::crl::{Crls, Revoking};
+use crate::identity::shown::Shown;
 use crate::inbound::{self, Inbound};
 use crate::lifecycle::{CUT_TAKES_AT_MOST, Lifecycle, Phase, Tasks};
 use crate::listen::{self, Bound, Listener};
@@ -97,6 +98,7 @@ pub fn run(config: Config) -> anyhow::Result<ExitCode> {
             }
             None => Arc::default(),
         };
+        let shown = show_identity(config.identity.clone(), endpoints.clone());
         tokio::spawn(keep_identity(
             config.identity,
             federation,
@@ -107,10 +109,13 @@ pub fn run(config: Config) -> anyhow::Result<ExitCode> {
         if let Some(loaded) = policy {
             tokio::spawn(loaded.keep());
         }
-        let routes = Arc::new(Routes::new(health, registries));
-        for listener in sockets.admin {
-            let over = lifecycle.reached(Phase::Cut);
-            tokio::spawn(admin::serve(listener, routes.clone(), over));
+        let routes = Routes::new(health, registries);
+        let told = routes.clone().with_identity(shown);
+        for (listener, routes) in [(sockets.admin, told), (sockets.metrics, routes)] {
+            if let Some(listener) = listener {
+                let over = lifecycle.reached(Phase::Cut);
+                tokio::spawn(admin::serve(listener, Arc::new(routes), over));
+            }
         }
         let mut workers = runtime::start(jobs).context("cannot start the workers")?;
         signals
@@ -136,7 +141,8 @@ const AUDIT_PATIENCE: Duration = Duration::from_secs(5);
 struct Sockets {
     /// For each worker, one socket for each listener.
     data: Vec<Vec<(Settings, Bound)>>,
-    admin: Vec<TcpListener>,
+    admin: Option<TcpListener>,
+    metrics: Option<TcpListener>,
 }
 
 /// What is served on a socket.
@@ -172,19 +178,11 @@ impl Sockets {
                 worker.push((settings.clone(), bound));
             }
         }
-        let admin = config.admin.iter().map(|admin| (admin.listen, "admin"));
-        let metrics = config
-            .metrics
-            .iter()
-            .map(|metrics| (metrics.listen, "metrics"));
-        let admin = admin.chain(metrics).map(|(address, what)| {
-            let listener =
-                bind_admin(address).with_context(|| format!("cannot listen on {address}"))?;
-            tracing::info!(address = %listener.local_addr()?, what, "bound");
-            anyhow::Ok(listener)
-        });
+        let admin = config.admin.map(|admin| admin.listen);
+        let metrics = config.metrics.map(|metrics| metrics.listen);
         Ok(Self {
-            admin: admin.collect::<Result<_, _>>()?,
+            admin: admin.map(|at| bind_admin(at, "admin")).transpose()?,
+            metrics: metrics.map(|at| bind_admin(at, "metrics")).transpose()?,
             data,
         })
     }
@@ -199,10 +197,15 @@ impl Settings {
     }
 }
 
-fn bind_admin(address: SocketAddr) -> std::io::Result<TcpListener> {
-    let listener = std::net::TcpListener::bind(address)?;
-    listener.set_nonblocking(true)?;
-    TcpListener::from_std(listener)
+fn bind_admin(address: SocketAddr, what: &str) -> anyhow::Result<TcpListener> {
+    let bind = || {
+        let listener = std::net::TcpListener::bind(address)?;
+        listener.set_nonblocking(true)?;
+        TcpListener::from_std(listener)
+    };
+    let listener = bind().with_context(|| format!("cannot listen on {address}"))?;
+    tracing::info!(address = %listener.local_addr()?, what, "bound");
+    Ok(listener)
 }
 
 /// The policy as it was when we started, and where its changes come from.
@@ -295,6 +298,19 @@ async fn keep_identity(
         }
     };
     live::keep(source, &endpoints, tell).await;
+}
+
+/// What people who ask are shown of the identity in force.
+fn show_identity(
+    settings: identity::Settings,
+    endpoints: Arc<Live<Endpoint>>,
+) -> impl Fn(SystemTime) -> Shown + Send + Sync + 'static {
+    move |now| match endpoints.get() {
+        Some(endpoint) => {
+            Shown::of(endpoint.value.material(), &settings, now).in_force(&endpoint, now)
+        }
+        None => Shown::nobody(&settings),
+    }
 }
 
 /// The truth for whoever sends requests here.

@@ -3,6 +3,7 @@
 pub mod check;
 pub mod demo;
 pub mod explain;
+pub mod identity;
 pub mod issuer;
 pub mod run;
 
@@ -31,6 +32,7 @@ enum Command {
     Run(run::Args),
     Check(check::Args),
     Explain(Box<explain::Args>),
+    Identity(identity::Args),
     Issuer(issuer::Args),
     Demo(demo::Args),
     #[command(hide = true)]
@@ -59,6 +61,7 @@ fn obey(command: Command) -> anyhow::Result<ExitCode> {
         Command::Run(args) => run::run(&args),
         Command::Check(args) => check::run(&args),
         Command::Explain(args) => explain::run(*args),
+        Command::Identity(args) => identity::run(args),
         Command::Issuer(args) => issuer(args),
         Command::Demo(args) => demo::run(&args),
         Command::DemoApp(args) => demo::app::run(&args),

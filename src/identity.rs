@@ -5,6 +5,7 @@ pub mod crl;
 pub mod files;
 pub mod jwt;
 mod provider;
+pub mod shown;
 mod status;
 pub mod svid;
 #[cfg(test)]
@@ -387,19 +388,51 @@ pub enum Source {
     Files(files::Settings),
 }
 
+impl Source {
+    /// A Workload API by its URL: a Unix socket, because only a local provider can attest us.
+    #[must_use]
+    pub fn workload_api(url: &str) -> Option<Self> {
+        let path = url
+            .strip_prefix("unix://")
+            .or_else(|| url.strip_prefix("unix:"))?;
+        path.starts_with('/')
+            .then(|| Self::WorkloadApi(format!("unix://{path}")))
+    }
+}
+
 /// 25 hours: a day's certificate, and an hour for clocks and back-dating.
 pub const DEFAULT_MAX_PEER_LIFETIME: Duration = Duration::from_secs(25 * 3600);
 
 impl Settings {
+    /// This source, and what is usual for the rest.
+    #[must_use]
+    pub fn of(source: Source) -> Self {
+        Self {
+            source,
+            spiffe_id: None,
+            hint: None,
+            crl: None,
+            max_peer_lifetime: DEFAULT_MAX_PEER_LIFETIME,
+        }
+    }
+
     /// Reads the section `identity`.
     pub fn read(node: crate::document::Node<'_>) -> Option<Self> {
         let mut section = node.section()?;
-        let workload_api = section.optional("workload_api", |node| read_socket(&node));
+        let workload_api = section.optional("workload_api", |node| {
+            let text = node.text()?;
+            Source::workload_api(text).or_else(|| {
+                node.mistake(
+                    format_args!("`{text}` is not a Workload API socket"),
+                    Some("write `unix://` and an absolute path, for example `unix:///run/spire/agent.sock`"),
+                )
+            })
+        });
         let files = section.optional("files", |node| files::Settings::read(&node));
         let source = workload_api
             .zip(files)
             .and_then(|sources| match sources {
-                (Some(socket), None) => Some(Source::WorkloadApi(socket)),
+                (Some(socket), None) => Some(socket),
                 (None, Some(files)) => Some(Source::Files(files)),
                 (found, _) => section.node().mistake(
                     match found {
@@ -432,23 +465,6 @@ impl Settings {
             crl: crl?,
             max_peer_lifetime: max_peer_lifetime?,
         })
-    }
-}
-
-/// A Unix socket as a URL; only local providers can attest us.
-fn read_socket(node: &crate::document::Node<'_>) -> Option<String> {
-    let text = node.text()?;
-    match text
-        .strip_prefix("unix://")
-        .or_else(|| text.strip_prefix("unix:"))
-    {
-        Some(path) if path.starts_with('/') => Some(format!("unix://{path}")),
-        _ => node.mistake(
-            format_args!("`{text}` is not a Workload API socket"),
-            Some(
-                "write `unix://` and an absolute path, for example `unix:///run/spire/agent.sock`",
-            ),
-        ),
     }
 }
 

@@ -7,6 +7,7 @@ use tokio::task::JoinHandle;
 
 use super::*;
 use crate::document::Document;
+use crate::identity::{self, Source};
 
 struct Served {
     address: SocketAddr,
@@ -227,4 +228,25 @@ impl Drop for Served {
     fn drop(&mut self) {
         self.task.abort();
     }
+}
+
+#[tokio::test]
+async fn the_identity_is_shown_where_people_ask_and_nowhere_else() {
+    let source = Source::workload_api("unix:///run/agent.sock").unwrap();
+    let settings = identity::Settings::of(source);
+    let routes = Routes::new(Arc::default(), Registries::new().unwrap());
+    let admin = routes
+        .clone()
+        .with_identity(move |_| Shown::nobody(&settings));
+    let ask = |routes: &Routes| routes.answer(&Request::get("/identity").body(()).unwrap());
+    assert_eq!(ask(&routes).status(), StatusCode::NOT_FOUND);
+    let answer = ask(&admin);
+    assert_eq!(answer.status(), StatusCode::OK);
+    let body = http_body_util::BodyExt::collect(answer.into_body()).await;
+    assert_eq!(
+        String::from_utf8(body.unwrap().to_bytes().to_vec())
+            .unwrap()
+            .trim_end(),
+        r#"{"source":"unix:///run/agent.sock","svid":null,"bundles":[],"revocation_lists":0}"#
+    );
 }

@@ -45,13 +45,14 @@ pub fn parse(der: &[u8]) -> Result<Leaf, SvidError> {
         id: spiffe_id(&certificate)?,
         not_before,
         not_after,
-        serial: certificate
-            .raw_serial()
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect(),
+        serial: hex(certificate.raw_serial()),
         issuer: certificate.issuer().to_string(),
     })
+}
+
+/// Bytes as lower-case hex.
+pub(super) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Start and end of any certificate's validity.

@@ -374,8 +374,9 @@ impl Plan {
             &["run", "--config", config.to_str().unwrap()],
             &dirs.file(&format!("{name}.log")),
         );
-        let listeners = self.inbound.len() + self.outbound.len();
-        // Inbound listeners are bound first, then outbound ones, the metrics last.
+        let has_admin = self.rest.iter().any(|line| line.starts_with("admin:"));
+        let listeners = self.inbound.len() + self.outbound.len() + usize::from(has_admin);
+        // Inbound listeners are bound first, then outbound ones, then admin, the metrics last.
         let mut bound = eventually(format_args!("{name} binds its sockets"), async || {
             process.assert_running();
             let bound = process.bound();
@@ -383,10 +384,12 @@ impl Plan {
         })
         .await;
         let metrics = bound.pop().unwrap();
+        let admin = if has_admin { bound.pop() } else { None };
         let outbound = bound.split_off(self.inbound.len());
         Sidecar {
             inbound: bound,
             outbound,
+            admin,
             metrics,
             audit,
             process,
@@ -401,6 +404,8 @@ pub(crate) struct Sidecar {
     pub(crate) inbound: Vec<SocketAddr>,
     /// Where its outbound listeners are.
     pub(crate) outbound: Vec<SocketAddr>,
+    /// Where its admin listener is, if the plan has one.
+    pub(crate) admin: Option<SocketAddr>,
     /// Where `/metrics`, `/ready` and `/live` are.
     pub(crate) metrics: SocketAddr,
     /// Where its records go, unless the plan says otherwise.
