@@ -1,12 +1,15 @@
 //! Certificates change under load, and nobody notices.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use futures_util::stream;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use crate::apps::{self, Answer, AnyError, App, get, get2, http1, http2};
@@ -15,38 +18,73 @@ use crate::pair::{Pair, Terms};
 
 #[tokio::test]
 async fn no_request_fails_while_certificates_change_every_second() {
+    rotate_under_load(Duration::from_secs(20)).await;
+}
+
+/// The same for as many minutes as `DOORWARD_SOAK_MINUTES` says.
+#[tokio::test]
+#[ignore = "takes minutes: run tests/soak.sh"]
+async fn soak() {
+    let minutes = std::env::var("DOORWARD_SOAK_MINUTES").expect("DOORWARD_SOAK_MINUTES is set");
+    let time = Duration::from_secs_f64(minutes.parse::<f64>().unwrap() * 60.0);
+    let figures = rotate_under_load(time).await;
+    println!("soak: {minutes} min, {figures}");
+}
+
+/// A new certificate every second on both sides of 64 connections that are never idle. Returns figures.
+///
+/// # Panics
+/// When a single request, session or message fails.
+async fn rotate_under_load(time: Duration) -> String {
     let (http, tcp) = (App::http().await, App::tcp(apps::echo).await);
     let routes = [(&http, "", ""), (&tcp, "protocol: tcp", "protocol: tcp")];
     let terms = Terms {
-        lifetime: "30s",
+        // Longer than all of it: a session that is never idle lasts as long as what it began with.
+        lifetime: "6h",
         rotate_every: Some("1s"),
         ..Terms::default()
     };
     let pair = Pair::with(&routes, terms).await;
-    let before = [rotations(&pair.a).await, rotations(&pair.b).await];
-
-    let mut load = Load::new(Duration::from_secs(20));
+    let sidecars = [&pair.a, &pair.b];
     let [http, tcp] = [pair.a.outbound[0], pair.a.outbound[1]];
-    for _ in 0..24 {
+    let mut before = Vec::new();
+    for sidecar in sidecars {
+        before.push((rotations(sidecar).await, memory(sidecar).await));
+    }
+
+    let mut load = Load::new(time);
+    for _ in 0..32 {
         load.add("HTTP/1.1", over_http1(http, load.until));
     }
-    for _ in 0..8 {
+    for _ in 0..12 {
         load.add("HTTP/2", over_http2(http, load.until));
     }
-    for _ in 0..8 {
+    for _ in 0..12 {
         load.add("short TCP", short_sessions(tcp, load.until));
     }
-    load.add("long TCP", long_session(tcp, load.until));
-    load.finish().await;
+    for _ in 0..7 {
+        load.add("long TCP", long_session(tcp, load.until));
+    }
+    load.add("gRPC stream", one_grpc_stream(http, load.until));
+    let done = load.finish().await;
 
-    for (sidecar, before) in [&pair.a, &pair.b].into_iter().zip(before) {
-        let rotated = rotations(sidecar).await - before;
+    let mut figures = String::new();
+    for (sidecar, (rotated, memory_before)) in sidecars.into_iter().zip(before) {
+        let rotated = rotations(sidecar).await - rotated;
+        let name = sidecar.process.name();
         assert!(
-            rotated >= 15.0,
-            "{} rotated {rotated} times",
-            sidecar.process.name()
+            rotated >= 0.75 * time.as_secs_f64(),
+            "{name} rotated {rotated} times"
+        );
+        figures += &format!(
+            "{name} rotated {rotated} times, memory {memory_before:.0} to {:.0} MB, ",
+            memory(sidecar).await
         );
     }
+    for (what, done) in done {
+        figures += &format!("{done} {what}, ");
+    }
+    figures + "0 failed"
 }
 
 #[tokio::test]
@@ -64,6 +102,12 @@ async fn no_request_fails_while_certificates_live_for_seconds() {
     }
     load.finish().await;
     assert!(rotations(&pair.a).await >= 4.0);
+}
+
+/// In megabytes.
+async fn memory(sidecar: &Sidecar) -> f64 {
+    let metrics = sidecar.metrics().await;
+    metrics.sum("process_resident_memory_bytes", &[]) / 1e6
 }
 
 async fn rotations(sidecar: &Sidecar) -> f64 {
@@ -95,13 +139,16 @@ impl Load {
         self.clients.spawn(async move { (what, client.await) });
     }
 
+    /// What was done by whom.
+    ///
     /// # Panics
     /// With the failures, if there was a single one.
-    async fn finish(mut self) {
+    async fn finish(mut self) -> BTreeMap<&'static str, usize> {
+        let mut all = BTreeMap::new();
         let mut failed = Vec::new();
         while let Some(ended) = self.clients.join_next().await {
             match ended.unwrap() {
-                (_, Ok(done)) if done >= 10 => {}
+                (what, Ok(done)) if done >= 10 => *all.entry(what).or_default() += done,
                 (what, Ok(done)) => {
                     failed.push(format!("{what}: no more than {done} in all the time"));
                 }
@@ -109,6 +156,7 @@ impl Load {
             }
         }
         assert!(failed.is_empty(), "{}: {failed:#?}", failed.len());
+        all
     }
 }
 
@@ -177,4 +225,33 @@ async fn long_session(to: SocketAddr, until: Instant) -> Result<usize, AnyError>
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     Ok(done)
+}
+
+/// One stream for all messages, each answered before the next.
+async fn one_grpc_stream(to: SocketAddr, until: Instant) -> Result<usize, AnyError> {
+    let channel = tonic::transport::Endpoint::from_shared(format!("http://{to}"))?
+        .connect()
+        .await?;
+    let mut client = tonic::client::Grpc::new(channel);
+    client.ready().await?;
+    let (say, said) = mpsc::channel(1);
+    let said = stream::unfold(said, |mut said| async { Some((said.recv().await?, said)) });
+    let path = http::uri::PathAndQuery::from_static("/test.PingPong/Play");
+    let call = client.streaming(tonic::Request::new(said), path, apps::codec());
+    let mut answers = call.await?.into_inner();
+    let mut done = 0;
+    while Instant::now() < until {
+        say.send(format!("ping {done}")).await?;
+        let answer = answers.message().await?;
+        if answer != Some(format!("PING {done}")) {
+            return Err(format!("after {done}: {answer:?} came back").into());
+        }
+        done += 1;
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    drop(say);
+    match answers.message().await? {
+        None => Ok(done),
+        more => Err(format!("after the end: {more:?}").into()),
+    }
 }
