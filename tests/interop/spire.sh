@@ -14,10 +14,14 @@ socket=$dir/agent.sock
 export SPIFFE_ENDPOINT_SOCKET=unix://$socket
 ports server gate outbound app metrics_a metrics_b
 
+# server COMMAND... -ARGUMENT...: tells it something.
 server() {
-    local command=$1 action=$2
-    shift 2
-    "$cache/bin/spire-server" "$command" "$action" -socketPath "$api" "$@"
+    local command=()
+    while [[ ${1:--} != -* ]]; do
+        command+=("$1")
+        shift
+    done
+    "$cache/bin/spire-server" "${command[@]}" -socketPath "$api" "$@"
 }
 server_is_healthy() { "$cache/bin/spire-server" healthcheck -socketPath "$api" >/dev/null 2>&1; }
 agent_is_healthy() { "$cache/bin/spire-agent" healthcheck -socketPath "$socket" >/dev/null 2>&1; }
@@ -111,6 +115,38 @@ for port in "$metrics_a" "$metrics_b"; do
 done
 end_load rotation
 step spire "three rotations each under load: $asked requests, none failed"
+
+# authority active|prepared|old: its ID.
+authority() {
+    server localauthority x509 show -output json |
+        python3 -c 'import json, sys; print(json.load(sys.stdin)[sys.argv[1]]["authority_id"])' "$1"
+}
+bundle_changes() {
+    local before_a before_b
+    before_a=$(metric "$metrics_a" doorward_bundle_generation)
+    before_b=$(metric "$metrics_b" doorward_bundle_generation)
+    "$@" >/dev/null
+    await 20 "a has the new bundle" metric_above "$metrics_a" doorward_bundle_generation "$before_a"
+    await 20 "b has the new bundle" metric_above "$metrics_b" doorward_bundle_generation "$before_b"
+}
+certificates_change() {
+    local port before=()
+    for port in "$metrics_a" "$metrics_b"; do before+=("$(metric "$port" $rotations)"); done
+    "$@" >/dev/null
+    await 30 "a has a new certificate" metric_above "$metrics_a" $rotations "${before[0]}"
+    await 30 "b has a new certificate" metric_above "$metrics_b" $rotations "${before[1]}"
+}
+start_load authority "$url"
+bundle_changes server localauthority x509 prepare
+server localauthority x509 activate -authorityID "$(authority prepared)" >/dev/null
+certificates_change server localauthority x509 taint -authorityID "$(authority old)"
+# What stands on the old one must go first, the agent's own certificate too.
+agent_is_renewed() { grep -q "Successfully rotated agent SVID" "$dir/agent.log"; }
+await 30 "the agent has a certificate of the new authority" agent_is_renewed
+bundle_changes server localauthority x509 revoke -authorityID "$(authority old)"
+certificates_change true
+end_load authority
+step spire "authority prepared, activated, and the old one tainted and revoked: $asked requests, none failed"
 
 failures=doorward_identity_source_failures_total
 start_load outage "$url"
