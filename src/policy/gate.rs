@@ -43,6 +43,13 @@ pub(super) struct Answer {
     rehearsed: Option<IntCounter>,
 }
 
+/// Which decisions the metrics count.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Count {
+    Every,
+    Denials,
+}
+
 /// Decisions remembered for one connection; then it begins anew.
 pub(super) const MOST_REMEMBERED: usize = 256;
 
@@ -73,6 +80,19 @@ impl Gate {
     /// # Errors
     /// The denial, unless nothing is enforced ([`Mode::Observe`]).
     pub fn authorize(&self, act: &Act<'_>, now: SystemTime) -> Result<Permit, Denial> {
+        self.weigh(act, now, Count::Every)
+    }
+
+    /// Decides again on what was allowed before and still goes on. Only a denial counts, as what took the
+    /// access away: that nothing changed is no further decision.
+    ///
+    /// # Errors
+    /// As [`Gate::authorize`].
+    pub fn reconsider(&self, act: &Act<'_>, now: SystemTime) -> Result<Permit, Denial> {
+        self.weigh(act, now, Count::Denials)
+    }
+
+    fn weigh(&self, act: &Act<'_>, now: SystemTime, count: Count) -> Result<Permit, Denial> {
         let engine = self.policy.engine.peek();
         let Some(engine) = &*engine else {
             let refusal = Refusal {
@@ -80,7 +100,7 @@ impl Gate {
                 grant: None,
                 detail: None,
             };
-            return self.answer(Err(refusal), None, 0).give(0);
+            return self.answer(Err(refusal), None, 0).give(0, count);
         };
         let mut view = self.view.lock().unwrap_or_else(PoisonError::into_inner);
         let view = self.renew(&mut view, engine, now);
@@ -91,7 +111,8 @@ impl Gate {
                 grant: None,
                 detail: None,
             };
-            return self.answer(Err(refusal), None, generation).give(generation);
+            let answer = self.answer(Err(refusal), None, generation);
+            return answer.give(generation, count);
         };
         let question = Question {
             subject: &self.subject,
@@ -102,7 +123,8 @@ impl Gate {
         let verb = Verb::of(act);
         let reads = &slice.part(verb).reads;
         if !reads.may_be_remembered() {
-            return self.decide(slice, &question, generation).give(generation);
+            let answer = self.decide(slice, &question, generation);
+            return answer.give(generation, count);
         }
         view.key.clear();
         view.key.push(verb as u8);
@@ -111,10 +133,10 @@ impl Gate {
             reads.key(&mut view.key, method, host, path);
         }
         if let Some(answer) = view.remembered.get(&*view.key) {
-            return answer.give(generation);
+            return answer.give(generation, count);
         }
         let answer = self.decide(slice, &question, generation);
-        let given = answer.give(generation);
+        let given = answer.give(generation, count);
         if view.key.len() <= LONGEST_KEY {
             if view.remembered.len() >= MOST_REMEMBERED {
                 view.remembered.clear();
@@ -255,10 +277,13 @@ impl Gate {
 }
 
 impl Answer {
-    fn give(&self, generation: u64) -> Result<Permit, Denial> {
-        self.counter.inc();
-        if let Some(rehearsed) = &self.rehearsed {
-            rehearsed.inc();
+    fn give(&self, generation: u64, count: Count) -> Result<Permit, Denial> {
+        let passes = self.verdict.is_ok() || self.would_deny.is_some();
+        if count == Count::Every || !passes {
+            self.counter.inc();
+            if let Some(rehearsed) = &self.rehearsed {
+                rehearsed.inc();
+            }
         }
         match (&self.verdict, &self.would_deny) {
             (Ok(grant), would_deny) => Ok(Permit {

@@ -355,6 +355,36 @@ fn what_a_gate_holds_is_bounded() {
 }
 
 #[test]
+fn only_the_denial_counts_of_what_is_decided_again() {
+    let registry = prometheus::Registry::new();
+    let metrics = Metrics::register(&registry).unwrap();
+    let policy = policy(EXAMPLE);
+    let subject = Subject {
+        id: CHECKOUT.parse().unwrap(),
+        expires: at(3600),
+        lifetime: Duration::from_secs(3600),
+    };
+    let gate = policy.gate(subject, place("invoices"), &metrics);
+    let counted = || {
+        let families = registry.gather();
+        let samples = families
+            .iter()
+            .flat_map(prometheus::proto::MetricFamily::get_metric);
+        samples
+            .map(|one| one.get_counter().get_value())
+            .sum::<f64>()
+    };
+    let act = get("/v1/invoices/1");
+    assert!(gate.authorize(&act, at(0)).is_ok());
+    assert!(gate.reconsider(&act, at(0)).is_ok());
+    assert!((counted() - 1.0).abs() < f64::EPSILON);
+    let none = engine_of("", "", &Settings::of("policy")).unwrap();
+    policy.engine().publish(none);
+    assert!(gate.reconsider(&act, at(0)).is_err());
+    assert!((counted() - 2.0).abs() < f64::EPSILON);
+}
+
+#[test]
 fn decisions_are_counted_with_bounded_names() {
     let registry = prometheus::Registry::new();
     let metrics = Metrics::register(&registry).unwrap();
