@@ -346,6 +346,13 @@ impl Bundle {
         valid.map(|anchor| anchor.anchor.clone()).collect()
     }
 
+    /// When the next of the roots ends that may vouch at `now`.
+    #[must_use]
+    pub fn next_end(&self, now: SystemTime) -> Option<SystemTime> {
+        let ends = self.anchors.iter().map(|anchor| anchor.not_after);
+        ends.filter(|end| now < *end).min()
+    }
+
     /// The root certificates in DER.
     pub fn certificates(&self) -> impl Iterator<Item = &CertificateDer<'static>> {
         self.anchors.iter().map(|anchor| &anchor.der)

@@ -8,6 +8,7 @@
 //! force on the next handshake and touches no stream that is open.
 
 pub mod detect;
+mod verdicts;
 pub mod verify;
 
 use std::fmt;
@@ -33,6 +34,8 @@ use rustls_pki_types::{CertificateDer, ServerName};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
 
+use self::verdicts::Verdicts;
+pub use self::verdicts::still_holds;
 use self::verify::{AnyClient, ExpectedServer, Rules, Side, VerifyError};
 use crate::identity::svid::{self, Leaf};
 use crate::identity::{Bundles, IdError, Material, SpiffeId, TrustDomain};
@@ -46,6 +49,8 @@ pub struct Peer {
     chain: Vec<CertificateDer<'static>>,
     not_after: SystemTime,
     fingerprint: [u8; 32],
+    /// SHA-256 of all that a verdict about it depends on.
+    proof: [u8; 32],
     side: Side,
 }
 
@@ -108,11 +113,15 @@ impl Peer {
             .filter(|end| *end > now);
         let not_after = ends.fold(leaf.not_after, Ord::min);
         let fingerprint = sha256(first);
+        let mut proof: Vec<u8> = chain.iter().flat_map(|der| der.iter().copied()).collect();
+        proof.push(side as u8);
+        let proof = sha256(&proof);
         Ok(Self {
             leaf: Arc::new(leaf),
             chain,
             not_after,
             fingerprint,
+            proof,
             side,
         })
     }
@@ -202,6 +211,7 @@ pub struct Endpoint {
     rules: Rules,
     /// In the order of [`Offer::ALL`].
     servers: [Arc<ServerConfig>; 5],
+    verdicts: Verdicts,
 }
 
 impl Endpoint {
@@ -233,6 +243,7 @@ impl Endpoint {
             material,
             rules,
             servers,
+            verdicts: Verdicts::default(),
         })
     }
 

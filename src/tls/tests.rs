@@ -755,6 +755,34 @@ async fn what_its_issuer_revoked_is_refused_and_holds_no_longer() {
     }
 }
 
+#[tokio::test]
+async fn a_chain_is_verified_once_however_many_connections_stand_on_it() {
+    let soon = SystemTime::now() + Duration::from_secs(600);
+    let ca = Ca::with("example.org", |params| params.not_after = soon.into());
+    let served = live(ca.material("/ledger", &[]));
+    let dialling = live(ca.material("/shop", &[]));
+    let (acceptor, connector) = (acceptor(&served), connector(&dialling, LEDGER));
+    let one = handshake(&acceptor, &connector).await.0.unwrap().peer;
+    let two = handshake(&acceptor, &connector).await.0.unwrap().peer;
+    dialling.publish(endpoint(ca.material("/shop", &[])));
+    let other = handshake(&acceptor, &connector).await.0.unwrap().peer;
+
+    let endpoint = served.get().unwrap();
+    let now = SystemTime::now();
+    for (peer, verified) in [(&one, 1), (&two, 1), (&other, 2), (&one, 2)] {
+        assert_eq!(
+            still_holds(endpoint.clone(), peer.clone(), now).await,
+            Ok(())
+        );
+        assert_eq!(endpoint.value.verdicts.count(), verified);
+    }
+    // What was found says nothing about the time after a root's end.
+    let material = endpoint.value.material();
+    let end = material.bundles().get(&ca.domain).unwrap().next_end(now);
+    let gone = still_holds(endpoint.clone(), one, end.unwrap()).await;
+    assert_eq!(gone, Err(VerifyError::UnknownCa));
+}
+
 #[test]
 fn who_may_answer_is_written_out() {
     for (text, matching, others) in [
