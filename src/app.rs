@@ -27,6 +27,7 @@ use crate::listen::{self, Bound, Listener};
 use crate::live::{self, Change, Kept, Live, Source};
 use crate::outbound::{self, Outbound};
 use crate::policy::{self, Policy};
+use crate::session::{Clock, Roll};
 use crate::telemetry::{Registries, chain};
 use crate::tls::{self, Endpoint, Endpoints};
 use crate::{exchange, identity, runtime};
@@ -55,6 +56,7 @@ pub fn run(config: Config) -> anyhow::Result<ExitCode> {
     let (audit, writer) = Audit::start(&config.audit, registries.process())?;
     let lifecycle = Lifecycle::default();
     let endpoints = Arc::new(Live::<Endpoint>::default());
+    let clock = Clock::default();
     let open = Arc::new(AtomicUsize::new(0));
     let failed = Arc::new(AtomicBool::new(false));
     let workers = sockets.data.len();
@@ -78,6 +80,7 @@ pub fn run(config: Config) -> anyhow::Result<ExitCode> {
             policy: decides.clone(),
             audit: audit.worker(),
             lifecycle: lifecycle.clone(),
+            clock: clock.clone(),
             open: open.clone(),
             failed: failed.clone(),
             registry: registries.worker(),
@@ -106,6 +109,7 @@ pub fn run(config: Config) -> anyhow::Result<ExitCode> {
             endpoints,
             status,
         ));
+        tokio::spawn(clock.keep());
         if let Some(loaded) = policy {
             tokio::spawn(loaded.keep());
         }
@@ -365,6 +369,7 @@ struct Worker {
     policy: Option<Arc<Policy>>,
     audit: Audit,
     lifecycle: Lifecycle,
+    clock: Clock,
     /// Counts the workers that accept connections.
     open: Arc<AtomicUsize>,
     /// Set when one of them cannot.
@@ -383,6 +388,10 @@ impl Worker {
             () = identified => {}
         }
         let tasks = Tasks::default();
+        let roll = Roll::default();
+        let mut changes = vec![self.identity.changes(), self.clock.steps()];
+        changes.extend(self.policy.iter().map(|policy| policy.changes()));
+        tokio::spawn(roll.clone().keep(changes));
         let families = (
             tls::Metrics::register(&self.registry),
             policy::Metrics::register(&self.registry),
@@ -399,6 +408,7 @@ impl Worker {
             audit: self.audit.clone(),
             lifecycle: self.lifecycle.clone(),
             tasks: tasks.clone(),
+            roll: roll.clone(),
             tls_metrics: tls_metrics.clone(),
             metrics: metrics.clone(),
         };
@@ -421,6 +431,7 @@ impl Worker {
                             audit: self.audit.clone(),
                             lifecycle: self.lifecycle.clone(),
                             tasks: tasks.clone(),
+                            roll: roll.clone(),
                             tls_metrics: tls_metrics.clone(),
                             policy_metrics: policy_metrics.clone(),
                             metrics: metrics.clone(),

@@ -5,6 +5,7 @@
 
 use std::convert::Infallible;
 use std::fmt;
+use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -12,6 +13,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
 use bytes::Bytes;
+use futures_util::task::AtomicWaker;
 use http::header::{CONTENT_TYPE, HeaderValue, UPGRADE};
 use http::{Response, StatusCode};
 use http_body::{Body, Frame, SizeHint};
@@ -26,6 +28,7 @@ use crate::audit::{Direction, Record};
 use crate::headers::{self, PROXY_STATUS};
 use crate::outcome::Outcome;
 use crate::relay::{self, Passed};
+use crate::session::Place;
 use crate::upstream::{Dial, Lease};
 
 /// One HTTP request and its response.
@@ -35,6 +38,19 @@ pub struct Exchange {
     sent: AtomicU64,
     /// Taken when the exchange ends.
     open: Mutex<Option<Open>>,
+    /// Why nothing of it may pass any more.
+    revoked: OnceLock<Outcome>,
+    /// Whoever waits for the request's body, and for the response or its body.
+    waiting: [AtomicWaker; 2],
+    /// Among those under way on its connection. Kept to the end of both bodies.
+    place: Mutex<Option<Place>>,
+}
+
+/// Which way bytes go.
+#[derive(Clone, Copy, Debug)]
+enum Flow {
+    Request,
+    Response,
 }
 
 struct Open {
@@ -56,6 +72,9 @@ impl Exchange {
                 record,
                 status: None,
             })),
+            revoked: OnceLock::new(),
+            waiting: Default::default(),
+            place: Mutex::default(),
         })
     }
 
@@ -79,8 +98,82 @@ impl Exchange {
         self.sent.fetch_add(passed.from_b, Ordering::Relaxed);
     }
 
+    /// Takes its place among those under way on a connection, instead of one it had.
+    pub fn take_place(&self, place: Place) {
+        let before = self.placed().replace(place);
+        // Leaving is for when the lock is free.
+        drop(before);
+    }
+
+    /// Leaves its place: from now on somebody else watches what it stands on.
+    pub fn leave_place(&self) {
+        let before = self.placed().take();
+        drop(before);
+    }
+
+    fn placed(&self) -> MutexGuard<'_, Option<Place>> {
+        self.place.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes away what it stood on: nothing of it passes any more, in either direction. Only the first
+    /// call counts.
+    pub fn revoke(&self, why: Outcome) {
+        if self.revoked.set(why).is_err() {
+            return;
+        }
+        // Without a response there can still be one: the refusal.
+        if self
+            .locked()
+            .as_ref()
+            .is_some_and(|open| open.status.is_some())
+        {
+            self.end(why);
+        }
+        for waiting in &self.waiting {
+            waiting.wake();
+        }
+    }
+
+    fn broken_off(&self) -> Option<BrokenOff> {
+        Some(BrokenOff::Revoked {
+            why: *self.revoked.get()?,
+            reset: h2::Reason::CANCEL.into(),
+        })
+    }
+
+    /// Whether it was revoked; if not, whoever asks is woken when it is.
+    fn poll_revoked(&self, flow: Flow, cx: &Context<'_>) -> Poll<Outcome> {
+        self.waiting[flow as usize].register(cx.waker());
+        // It may have happened before the waker was there.
+        match self.revoked.get() {
+            Some(why) => Poll::Ready(*why),
+            None => Poll::Pending,
+        }
+    }
+
+    /// Waits for `response`, unless the exchange is revoked before.
+    ///
+    /// # Errors
+    /// Why it was revoked.
+    pub async fn unless_revoked<F: Future>(
+        &self,
+        mut response: Pin<&mut F>,
+    ) -> Result<F::Output, Outcome> {
+        poll_fn(|cx| match response.as_mut().poll(cx) {
+            // What broke off because of it is no other failure.
+            Poll::Ready(output) => Poll::Ready(match self.revoked.get() {
+                Some(why) => Err(*why),
+                None => Ok(output),
+            }),
+            Poll::Pending => self.poll_revoked(Flow::Response, cx).map(Err),
+        })
+        .await
+    }
+
     /// Closes the books. Only the first call counts.
     pub fn end(&self, outcome: Outcome) {
+        // Whatever else went wrong then went wrong because of it.
+        let outcome = self.revoked.get().copied().unwrap_or(outcome);
         let Some(Open { record, status }) = self.locked().take() else {
             return;
         };
@@ -115,6 +208,7 @@ impl Exchange {
 
     /// Passes on that the other side has changed its protocol. The exchange goes on.
     pub fn switch<D: Dial>(&self, response: Response<Incoming>) -> Response<Reply<D>> {
+        self.leave_place();
         self.answered(response.status());
         let mut response = response.map(|_| Reply::empty());
         let headers = response.headers_mut();
@@ -212,6 +306,23 @@ fn refusal<D: Dial>(outcome: Outcome, grpc: bool, id: &str) -> Response<Reply<D>
     response
 }
 
+/// Why a body breaks off before its end.
+#[derive(Debug, thiserror::Error)]
+pub enum BrokenOff {
+    /// The side it came from failed.
+    #[error(transparent)]
+    Failed(#[from] hyper::Error),
+    /// What the exchange stood on is gone.
+    #[error("access ended while it was in use: {}", why.label())]
+    Revoked {
+        /// What is gone.
+        why: Outcome,
+        /// How HTTP/2 says it: without this, hyper calls it an error of ours.
+        #[source]
+        reset: h2::Error,
+    },
+}
+
 /// A request's body on its way to the other side.
 pub struct Upload(Option<(Incoming, Arc<Exchange>)>);
 
@@ -231,16 +342,22 @@ impl Upload {
 
 impl Body for Upload {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = BrokenOff;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, BrokenOff>>> {
         let Some((body, exchange)) = &mut self.0 else {
             return Poll::Ready(None);
         };
-        let mut frame = ready!(Pin::new(body).poll_frame(cx));
+        if let Some(broken_off) = exchange.broken_off() {
+            return Poll::Ready(Some(Err(broken_off)));
+        }
+        let Poll::Ready(mut frame) = Pin::new(body).poll_frame(cx) else {
+            ready!(exchange.poll_revoked(Flow::Request, cx));
+            return Poll::Ready(exchange.broken_off().map(Err));
+        };
         if let Some(Ok(frame)) = &mut frame {
             if let Some(data) = frame.data_ref() {
                 exchange
@@ -251,7 +368,7 @@ impl Body for Upload {
                 headers::strip_trailers(trailers);
             }
         }
-        Poll::Ready(frame)
+        Poll::Ready(frame.map(|frame| frame.map_err(BrokenOff::Failed)))
     }
 
     fn is_end_stream(&self) -> bool {
@@ -291,12 +408,12 @@ impl<D: Dial> Reply<D> {
 
 impl<D: Dial> Body for Reply<D> {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = BrokenOff;
 
     fn poll_frame(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, BrokenOff>>> {
         match self.get_mut() {
             Self::Full(body) => Pin::new(body)
                 .poll_frame(cx)
@@ -339,8 +456,15 @@ impl<D: Dial> Download<D> {
     fn poll_frame(
         &mut self,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
+    ) -> Poll<Option<Result<Frame<Bytes>, BrokenOff>>> {
+        let exchange = &self.exchange;
+        if let Some(broken_off) = exchange.broken_off() {
+            return Poll::Ready(Some(Err(broken_off)));
+        }
+        let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(cx) else {
+            ready!(exchange.poll_revoked(Flow::Response, cx));
+            return Poll::Ready(exchange.broken_off().map(Err));
+        };
         match &frame {
             Some(Ok(frame)) => {
                 if let Some(data) = frame.data_ref() {
@@ -357,7 +481,7 @@ impl<D: Dial> Download<D> {
             Some(Err(_)) => self.end(Outcome::UpstreamFailed),
             None => self.end(Outcome::Completed),
         }
-        Poll::Ready(frame)
+        Poll::Ready(frame.map(|frame| frame.map_err(BrokenOff::Failed)))
     }
 
     fn end(&mut self, outcome: Outcome) {

@@ -24,7 +24,7 @@ use crate::outcome::Outcome;
 use crate::policy::{self, Act, Denial, Gate, Permit, Place, Policy, Subject};
 use crate::relay::{self, Passed};
 use crate::serve;
-use crate::session::{self, Grant, Standing};
+use crate::session::{self, Grant, Granted, Own, Roll, Standing};
 use crate::telemetry::chain;
 use crate::tls::detect::{self, Detected};
 use crate::tls::{self, Acceptor, Agreed, Endpoint, Offer, Secured};
@@ -124,6 +124,8 @@ pub struct Shared {
     pub lifecycle: Lifecycle,
     /// The worker's tasks.
     pub tasks: Tasks,
+    /// The worker's open sessions.
+    pub roll: Roll,
     /// Metric families of handshakes.
     pub tls_metrics: tls::Metrics,
     /// Metric families of decisions.
@@ -231,6 +233,7 @@ impl Inbound {
                 peer,
                 own: endpoint,
                 identity: self.shared.identity.clone(),
+                roll: self.shared.roll.clone(),
             },
             gate,
             facts,
@@ -346,7 +349,6 @@ impl Connection {
             }
         };
         let grant = Grant {
-            policy: &self.inbound.shared.policy,
             gate: &self.gate,
             act: Act::Connect,
         };
@@ -357,7 +359,7 @@ impl Connection {
                 .await
                 .outcome()
         };
-        let lost = self.standing.lost(true, Some(&grant));
+        let lost = self.standing.lost(Own::Shown, Granted::Whole(grant));
         session::run(work, lost, &self.inbound.shared.lifecycle).await
     }
 

@@ -51,8 +51,9 @@
 //!  one Outcome, which the audit record, the metrics and the status all derive from.
 //! ```
 //!
-//! A TCP session takes the same way without `exchange`: it is decided once, `relay` carries the bytes, and
-//! `session` asks again when policy, a bundle or a certificate changes.
+//! A TCP session takes the same way without `exchange`: it is decided once and `relay` carries the bytes.
+//! `session` asks again, of it and of every request under way, when policy, a bundle or a certificate
+//! changes, and ends what stands on nothing any more.
 //!
 //! # Threads and ports
 //!

@@ -23,7 +23,7 @@ use crate::live::Live;
 use crate::outcome::Outcome;
 use crate::relay::{self, Passed};
 use crate::serve;
-use crate::session::{self, Standing};
+use crate::session::{self, Granted, Own, Roll, Standing};
 use crate::telemetry::chain;
 use crate::tls::detect::{self, Detected};
 use crate::tls::{self, Connector, Endpoint, Expected, HandshakeError, Offer, Secured};
@@ -132,6 +132,8 @@ pub struct Shared {
     pub lifecycle: Lifecycle,
     /// The worker's tasks.
     pub tasks: Tasks,
+    /// The worker's open sessions.
+    pub roll: Roll,
     /// Metric families of handshakes.
     pub tls_metrics: tls::Metrics,
     /// Metric families of the data path.
@@ -164,6 +166,7 @@ impl Outbound {
             timeout: settings.listener.connect_timeout,
             connector,
             identity: shared.identity.clone(),
+            roll: shared.roll.clone(),
         };
         let service: Arc<str> = settings.to.to_string().into();
         Arc::new(Self {
@@ -278,6 +281,7 @@ impl Connection {
             peer,
             own: endpoint,
             identity: outbound.shared.identity.clone(),
+            roll: outbound.shared.roll.clone(),
         };
         let work = async {
             let idle = outbound.settings.listener.idle_timeout;
@@ -286,7 +290,8 @@ impl Connection {
                 .await
                 .outcome()
         };
-        session::run(work, standing.lost(true, None), &outbound.shared.lifecycle).await
+        let lost = standing.lost(Own::Shown, Granted::Nothing);
+        session::run(work, lost, &outbound.shared.lifecycle).await
     }
 }
 
@@ -315,6 +320,7 @@ struct Route {
     timeout: Duration,
     connector: Connector,
     identity: Arc<Live<Endpoint>>,
+    roll: Roll,
 }
 
 impl Route {
@@ -373,6 +379,7 @@ impl Dial for Route {
                 peer: secured.peer,
                 own: secured.endpoint,
                 identity: self.identity.clone(),
+                roll: self.roll.clone(),
             }),
             io: secured.stream,
         })

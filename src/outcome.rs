@@ -178,9 +178,9 @@ impl Outcome {
         match self {
             Self::Completed => "Completed",
             Self::Denied => "Access denied",
-            Self::PeerExpired => "The caller's certificate has expired",
+            Self::PeerExpired => "The other side's certificate has expired",
             Self::PermitWithdrawn => "Access was withdrawn",
-            Self::TrustWithdrawn => "The caller's certificate is no longer trusted",
+            Self::TrustWithdrawn => "The other side's certificate is no longer trusted",
             Self::IdentityUnavailable => "The proxy has no identity",
             Self::OwnIdentityExpired => "The proxy's certificate has expired",
             Self::HandshakeFailed => "The TLS handshake failed",

@@ -1,6 +1,7 @@
 //! How is one HTTP connection served, from its first request to its goodbye?
 
 use std::convert::Infallible;
+use std::error::Error as _;
 use std::future::Future;
 use std::pin::Pin;
 use std::time::Duration;
@@ -17,8 +18,10 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 
+use crate::exchange::BrokenOff;
 use crate::lifecycle::{Lifecycle, Phase};
 use crate::outcome::Outcome;
+use crate::session::Running;
 use crate::upstream::{CONNECTION_WINDOW, HEADER_BYTES, MAX_FRAME, PING_EVERY, STREAM_WINDOW};
 
 /// Limits of one HTTP connection.
@@ -43,22 +46,23 @@ impl Default for Limits {
 }
 
 /// Serves requests on `io` until the other side is done. When `lost` completes, requests under way may
-/// still end, for [`FAREWELL`]. When the drain begins, HTTP/2 says GOAWAY and HTTP/1.1 answers with
-/// `connection: close`; an HTTP/1.1 connection that idles is closed a little later, so that a request
-/// already on its way is not lost.
+/// still end, for [`FAREWELL`]; those that are `running` then are reset. When the drain begins, HTTP/2
+/// says GOAWAY and HTTP/1.1 answers with `connection: close`; an HTTP/1.1 connection that idles is closed
+/// a little later, so that a request already on its way is not lost.
 pub async fn http<IO, S, F, B>(
     io: IO,
     http2: bool,
     limits: Limits,
     lifecycle: &Lifecycle,
     lost: impl Future<Output = Outcome> + Send,
+    running: &Running,
     service: S,
 ) -> Outcome
 where
     IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     S: Fn(Request<Incoming>) -> F,
     F: Future<Output = Response<B>> + Send + 'static,
-    B: Body<Data = Bytes, Error = hyper::Error> + Send + 'static,
+    B: Body<Data = Bytes, Error = BrokenOff> + Send + 'static,
 {
     let io = TokioIo::new(io);
     if http2 {
@@ -78,7 +82,8 @@ where
             .max_send_buf_size(MAX_FRAME as usize * 4)
             .auto_date_header(false)
             .serve_connection(io, service);
-        drive(std::pin::pin!(connection), Duration::ZERO, lifecycle, lost).await
+        let connection = std::pin::pin!(connection);
+        drive(connection, Duration::ZERO, lifecycle, lost, running).await
     } else {
         let service = service_fn(|request: Request<Incoming>| {
             let version = request.version();
@@ -102,7 +107,7 @@ where
             .auto_date_header(false)
             .serve_connection(io, service)
             .with_upgrades();
-        drive(std::pin::pin!(connection), LINGER, lifecycle, lost).await
+        drive(std::pin::pin!(connection), LINGER, lifecycle, lost, running).await
     }
 }
 
@@ -147,7 +152,9 @@ enum Event {
     Draining,
     /// It may end with its last request.
     Leave,
-    /// The farewell is over.
+    /// The farewell is over: what still runs is reset.
+    Reset(Outcome),
+    /// The resets have been said, or cannot be.
     Over(Outcome),
     /// The drain is over.
     Cut,
@@ -158,6 +165,7 @@ async fn drive<'a>(
     linger: Duration,
     lifecycle: &Lifecycle,
     lost: impl Future<Output = Outcome> + Send + 'a,
+    running: &Running,
 ) -> Outcome {
     // Polled only when one of them has woken: the connection is polled for every request.
     let mut events: FuturesUnordered<BoxFuture<'a, Event>> = FuturesUnordered::new();
@@ -186,7 +194,11 @@ async fn drive<'a>(
                 Event::Lost(why) => {
                     outcome = Some(why);
                     connection.as_mut().goodbye();
-                    events.push(tokio::time::sleep(FAREWELL).map(move |()| Event::Over(why)).boxed());
+                    events.push(tokio::time::sleep(FAREWELL).map(move |()| Event::Reset(why)).boxed());
+                }
+                Event::Reset(why) => {
+                    running.close(why);
+                    events.push(tokio::time::sleep(LAST_WORDS).map(move |()| Event::Over(why)).boxed());
                 }
                 Event::Draining => {
                     events.push(tokio::time::sleep(linger).map(|()| Event::Leave).boxed());
@@ -200,7 +212,12 @@ async fn drive<'a>(
 }
 
 fn outcome_of(error: &hyper::Error) -> Outcome {
-    if error.is_timeout() {
+    let body = error.source().and_then(|cause| cause.downcast_ref());
+    if let Some(BrokenOff::Revoked { why, .. }) = body {
+        *why
+    } else if let Some(BrokenOff::Failed(_)) = body {
+        Outcome::UpstreamFailed
+    } else if error.is_timeout() {
         Outcome::IdleTimeout
     } else if error.is_parse() {
         Outcome::BadRequest
@@ -210,7 +227,10 @@ fn outcome_of(error: &hyper::Error) -> Outcome {
 }
 
 /// How long requests under way may go on when their connection has lost its standing.
-pub const FAREWELL: Duration = Duration::from_millis(500);
+pub const FAREWELL: Duration = Duration::from_millis(200);
+
+/// How long it may take to tell the other side that they are reset.
+pub const LAST_WORDS: Duration = Duration::from_millis(100);
 
 /// How long a kept HTTP/1.1 connection stays open in a drain for a request already on its way.
 const LINGER: Duration = Duration::from_secs(1);

@@ -1,19 +1,28 @@
 //! What is open, and may it stay open? A session lives as long as the proof it stands on.
 //!
-//! The proof has three parts: the peer's certificate, the trust bundle that vouches for it, and the grant.
-//! [`Standing::lost`] waits for the first of them to end; whoever serves the session decides how it says
-//! goodbye. Nothing walks a central list: each session asks for itself.
+//! The proof has four parts: the peer's certificate, the trust bundle that vouches for it, our own
+//! identity, and the grant. [`Standing::lost`] waits until the session stands on nothing any more, and on
+//! the way ends those of its exchanges whose own grant is gone ([`Running`]). Each session asks for itself,
+//! by its own timers and when the [`Roll`] calls it.
+
+mod clock;
+mod roll;
+mod running;
 
 use std::future::Future;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+pub use self::clock::Clock;
+pub use self::roll::Roll;
+pub use self::running::{Asked, Place, Running};
 use crate::identity::Bundles;
 use crate::lifecycle::{Lifecycle, Phase};
 use crate::live::{Live, Snapshot};
 use crate::outcome::Outcome;
 use crate::policy::{Act, Gate, Policy};
-use crate::tls::{Endpoint, Peer};
+use crate::tls::verify::VerifyError;
+use crate::tls::{self, Endpoint, Peer};
 
 /// What one connection between two sidecars stands on.
 #[derive(Clone, Debug)]
@@ -24,6 +33,44 @@ pub struct Standing {
     pub own: Arc<Snapshot<Endpoint>>,
     /// The identity in force.
     pub identity: Arc<Live<Endpoint>>,
+    /// The sessions of this worker.
+    pub roll: Roll,
+}
+
+/// Which certificate of ours a session needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Own {
+    /// The one it was made with: the peer has no other proof of who we are.
+    Shown,
+    /// Whichever is in force: each request is checked when it comes.
+    InForce,
+}
+
+/// What policy granted on a session, to be asked again whenever the answer may have changed.
+#[derive(Debug)]
+pub enum Granted<'a> {
+    /// Nothing: policy has no say in it.
+    Nothing,
+    /// The session as a whole.
+    Whole(Grant<'a>),
+    /// Each exchange on it for itself.
+    Each {
+        /// The policy.
+        policy: &'a Policy,
+        /// The connection's view of it.
+        gate: &'a Gate,
+        /// The exchanges under way.
+        running: &'a Running,
+    },
+}
+
+/// The grant that an open stream stands on.
+#[derive(Debug)]
+pub struct Grant<'a> {
+    /// The connection's view of it.
+    pub gate: &'a Gate,
+    /// What was granted.
+    pub act: Act<'a>,
 }
 
 impl Standing {
@@ -42,61 +89,93 @@ impl Standing {
         }
     }
 
-    /// Waits until the connection stands on nothing any more, and says what it lost. An HTTP connection
-    /// outlives the certificate of ours that it was made with, because each request is checked; for
-    /// opaque bytes (`opaque`) that certificate is the only proof that the peer has.
-    pub async fn lost(&self, opaque: bool, grant: Option<&Grant<'_>>) -> Outcome {
-        let mut identities = self.identity.changes();
-        let mut policies = grant.map(|grant| grant.policy.changes());
+    /// Waits until the connection stands on nothing any more, and says what it lost.
+    pub async fn lost(&self, own: Own, granted: Granted<'_>) -> Outcome {
+        let turn = self.roll.enter();
         // The handshake has judged the peer by these.
         let mut trusted: Arc<Bundles> = self.own.value.material().bundles().clone();
+        let mut root_end = self.root_end(&trusted, SystemTime::now());
         loop {
             let now = SystemTime::now();
             if !self.peer.valid_at(now) {
                 return Outcome::PeerExpired;
             }
-            if opaque && !self.own.value.valid_at(now) {
+            let Some(endpoint) = self.identity.get() else {
+                return Outcome::IdentityUnavailable;
+            };
+            let shown = match own {
+                Own::Shown => &self.own,
+                Own::InForce => &endpoint,
+            };
+            if !shown.value.valid_at(now) {
                 return Outcome::OwnIdentityExpired;
             }
-            if let Some(endpoint) = &*self.identity.peek() {
-                let bundles = endpoint.value.material().bundles();
-                if trusted != *bundles {
-                    if endpoint.value.still_holds(&self.peer, now).is_err() {
-                        return Outcome::TrustWithdrawn;
+            let own_end = shown.value.material().leaf().not_after;
+            let bundles = endpoint.value.material().bundles();
+            if trusted != *bundles || root_end.is_some_and(|end| end <= now) {
+                trusted = bundles.clone();
+                root_end = self.root_end(&trusted, now);
+                match tls::still_holds(endpoint, self.peer.clone(), now).await {
+                    Ok(()) => {}
+                    Err(VerifyError::Expired) if !self.peer.valid_at(SystemTime::now()) => {
+                        return Outcome::PeerExpired;
                     }
-                    trusted = bundles.clone();
+                    Err(_) => return Outcome::TrustWithdrawn,
                 }
             }
-            if let Some(grant) = grant
-                && grant.gate.authorize(&grant.act, now).is_err()
-            {
-                return Outcome::PermitWithdrawn;
-            }
-            let own_end = opaque.then(|| self.own.value.material().leaf().not_after);
-            let grant_end = grant.and_then(|grant| grant.gate.reconsider_at(now));
-            let ends = [Some(self.peer.not_after()), own_end, grant_end];
+            let grant_end = match granted.reconsider(now) {
+                Ok(end) => end,
+                Err(outcome) => return outcome,
+            };
+            let ends = [
+                Some(self.peer.not_after()),
+                Some(own_end),
+                root_end,
+                grant_end,
+            ];
             let next = ends.into_iter().flatten().min();
             tokio::select! {
                 () = until(next, now) => {}
-                _ = identities.changed() => {}
-                () = changed(policies.as_mut()) => {}
+                () = granted.wanted() => {}
+                () = turn.come() => {}
             }
+        }
+    }
+
+    /// When the next root ends that may be what vouches for the peer.
+    fn root_end(&self, bundles: &Bundles, now: SystemTime) -> Option<SystemTime> {
+        bundles.get(self.peer.id().trust_domain())?.next_end(now)
+    }
+}
+
+impl Granted<'_> {
+    /// Asks policy again, and says when to ask the next time if nothing changes before.
+    fn reconsider(&self, now: SystemTime) -> Result<Option<SystemTime>, Outcome> {
+        match self {
+            Self::Nothing => Ok(None),
+            Self::Whole(grant) => match grant.gate.reconsider(&grant.act, now) {
+                Ok(_) => Ok(grant.gate.reconsider_at(now)),
+                Err(_) => Err(Outcome::PermitWithdrawn),
+            },
+            Self::Each {
+                policy,
+                gate,
+                running,
+            } => Ok(running.reconsider(policy, gate, now)),
+        }
+    }
+
+    /// Completes when there is something to ask that was not there before.
+    async fn wanted(&self) {
+        match self {
+            Self::Each { running, .. } => running.wanted().await,
+            Self::Nothing | Self::Whole(_) => std::future::pending().await,
         }
     }
 }
 
-/// The grant that an open stream stands on, asked again whenever the answer may have changed.
-#[derive(Debug)]
-pub struct Grant<'a> {
-    /// The policy, which tells of its changes.
-    pub policy: &'a Policy,
-    /// The connection's view of it.
-    pub gate: &'a Gate,
-    /// What was granted.
-    pub act: Act<'a>,
-}
-
-/// Sleeps until `instant` by the wall clock, but looks again after half a minute: the clock may be set.
+/// Sleeps until `instant` by the wall clock. A clock that is set is told by [`Clock`]; one that is merely
+/// made to go faster is met by looking again after half a minute.
 async fn until(instant: Option<SystemTime>, now: SystemTime) {
     let left = instant.map_or(LOOK_AGAIN, |instant| {
         // A certificate is valid through the very instant it names.
@@ -106,17 +185,6 @@ async fn until(instant: Option<SystemTime>, now: SystemTime) {
 }
 
 const LOOK_AGAIN: Duration = Duration::from_secs(30);
-
-async fn changed(receiver: Option<&mut tokio::sync::watch::Receiver<u64>>) {
-    let told = match receiver {
-        Some(receiver) => receiver.changed().await.is_ok(),
-        None => false,
-    };
-    if !told {
-        // No grant to lose, or nobody left who could change it.
-        std::future::pending::<()>().await;
-    }
-}
 
 /// Does `work` until it is done, its standing is lost, or the drain's grace is over.
 pub async fn run(

@@ -14,6 +14,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant, SystemTime};
 
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
 use http::uri::Scheme;
 use http::{Method, Request, Response};
 use http_body::Body as _;
@@ -23,10 +25,11 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::oneshot;
 
-use crate::exchange::Upload;
+use crate::exchange::{Exchange, Upload};
 use crate::lifecycle::Tasks;
 use crate::outcome::Outcome;
-use crate::session::Standing;
+use crate::serve::LAST_WORDS;
+use crate::session::{Granted, Own, Running, Standing};
 use crate::target;
 use crate::telemetry::chain;
 use crate::tls::HandshakeError;
@@ -101,6 +104,9 @@ pub enum SendError {
     /// It was never sent.
     #[error("no connection to send the request on")]
     Dial(#[from] DialError),
+    /// The connection stands on nothing any more.
+    #[error("the connection has ended: {}", .0.label())]
+    Lost(Outcome),
     /// Its target cannot be written for the next hop.
     #[error("the request has no sound target")]
     Target(#[from] http::Error),
@@ -128,6 +134,7 @@ impl SendError {
     pub fn outcome(&self) -> Outcome {
         match self {
             Self::Dial(error) => error.outcome(),
+            Self::Lost(why) => *why,
             Self::Target(_) => Outcome::BadRequest,
             Self::Exchange(_) => Outcome::UpstreamFailed,
         }
@@ -193,7 +200,14 @@ struct Idle {
 struct Term {
     epoch: u64,
     retire_at: Option<SystemTime>,
-    standing: Option<Standing>,
+    ground: Option<Ground>,
+}
+
+/// What a connection to a peer stands on, and what stands on the connection.
+#[derive(Clone, Debug)]
+struct Ground {
+    standing: Standing,
+    running: Arc<Running>,
 }
 
 impl Term {
@@ -201,7 +215,10 @@ impl Term {
     /// refuse a request on it.
     fn of<Io>(dialed: &Dialed<Io>, now: SystemTime) -> Self {
         Self {
-            standing: dialed.standing.clone(),
+            ground: dialed.standing.clone().map(|standing| Ground {
+                standing,
+                running: Arc::default(),
+            }),
             ..Self::new(dialed.epoch, dialed.not_after, now)
         }
     }
@@ -214,12 +231,55 @@ impl Term {
         Self {
             epoch,
             retire_at,
-            standing: None,
+            ground: None,
         }
     }
 
     fn holds(&self, epoch: u64, now: SystemTime) -> bool {
-        self.epoch == epoch && self.retire_at.is_none_or(|end| now < end)
+        let lost = |ground: &Ground| ground.running.is_closed();
+        self.epoch == epoch
+            && self.retire_at.is_none_or(|end| now < end)
+            && !self.ground.as_ref().is_some_and(lost)
+    }
+
+    /// Puts `exchange` among those that end with the connection's proof.
+    fn enter(&self, exchange: &Arc<Exchange>) -> Result<(), SendError> {
+        if let Some(ground) = &self.ground {
+            let place = ground.running.enter(exchange, None, 0);
+            exchange.take_place(place.map_err(SendError::Lost)?);
+        }
+        Ok(())
+    }
+
+    fn standing(&self) -> Option<&Standing> {
+        self.ground.as_ref().map(|ground| &ground.standing)
+    }
+
+    /// Keeps `connection` going until it ends by itself, or stands on nothing any more.
+    async fn keep(self, connection: impl Future<Output = hyper::Result<()>>) {
+        let tell = |ended: hyper::Result<()>| {
+            if let Err(error) = ended {
+                tracing::debug!(error = %chain(&error), "connection ended");
+            }
+        };
+        let mut connection = std::pin::pin!(connection);
+        let Some(Ground { standing, running }) = self.ground else {
+            return tell(connection.await);
+        };
+        // Polled only when it has woken: the connection is polled for every frame.
+        let mut lost = FuturesUnordered::new();
+        lost.push(standing.lost(Own::Shown, Granted::Nothing));
+        let why = tokio::select! {
+            biased;
+            ended = &mut connection => return tell(ended),
+            Some(why) = lost.next() => why,
+        };
+        tracing::info!(peer = %standing.peer.id(), why = why.label(), "a connection to a peer stands on nothing any more");
+        running.close(why);
+        // What is left after that is cut.
+        if let Ok(ended) = tokio::time::timeout(LAST_WORDS, connection).await {
+            tell(ended);
+        }
     }
 }
 
@@ -240,7 +300,7 @@ impl<D: Dial> Pool<D> {
         &self.dial
     }
 
-    /// Sends `request` and waits for the head of its response. What comes with it is to be told when the
+    /// Sends the request of `exchange` and waits for the head of its response. What comes with it is to be told when the
     /// response has ended.
     ///
     /// A request is sent again when it certainly did not reach the other side, or when a kept connection
@@ -252,6 +312,7 @@ impl<D: Dial> Pool<D> {
         self: &Arc<Self>,
         mut request: Request<Upload>,
         wanted: Wanted,
+        exchange: &Arc<Exchange>,
     ) -> Result<(Response<Incoming>, Lease<D>), SendError> {
         let mut attempt = 0;
         loop {
@@ -263,6 +324,7 @@ impl<D: Dial> Pool<D> {
             };
             let refused = match connection {
                 Connection::Shared(shared) => {
+                    shared.term.enter(exchange)?;
                     target::address(&mut request, true, self.dial.scheme())?;
                     let mut sender = shared.sender.clone();
                     let slot = Slot::take(shared);
@@ -276,6 +338,7 @@ impl<D: Dial> Pool<D> {
                     term,
                     fresh,
                 } => {
+                    term.enter(exchange)?;
                     target::address(&mut request, false, self.dial.scheme())?;
                     let again = (!fresh).then(|| repeatable(&request)).flatten();
                     match sender.try_send_request(request).await {
@@ -308,18 +371,17 @@ impl<D: Dial> Pool<D> {
     pub async fn send_alone(
         &self,
         mut request: Request<Upload>,
+        exchange: &Arc<Exchange>,
     ) -> Result<(Response<Incoming>, Option<Standing>), SendError> {
         let dialed = self.dial.dial(Wanted::Http1).await?;
-        let standing = dialed.standing;
+        let term = Term::of(&dialed, SystemTime::now());
+        term.enter(exchange)?;
+        let standing = term.standing().cloned();
         let (mut sender, connection) = http1::Builder::new()
             .handshake(TokioIo::new(dialed.io))
             .await
             .map_err(DialError::Http)?;
-        self.tasks.spawn(async move {
-            if let Err(error) = connection.with_upgrades().await {
-                tracing::debug!(%error, "connection before an upgrade ended");
-            }
-        });
+        self.tasks.spawn(term.keep(connection.with_upgrades()));
         target::address(&mut request, false, self.dial.scheme())?;
         let response = sender
             .send_request(request)
@@ -400,11 +462,7 @@ impl<D: Dial> Pool<D> {
                 .handshake(TokioIo::new(io))
                 .await
                 .map_err(DialError::Http)?;
-            self.tasks.spawn(async move {
-                if let Err(error) = connection.await {
-                    tracing::debug!(error = %chain(&error), "HTTP/2 connection ended");
-                }
-            });
+            self.tasks.spawn(term.clone().keep(connection));
             answered(first).await?;
             let streams = AtomicUsize::new(0);
             let shared = Arc::new(Shared {
@@ -419,11 +477,7 @@ impl<D: Dial> Pool<D> {
                 .handshake(TokioIo::new(dialed.io))
                 .await
                 .map_err(DialError::Http)?;
-            self.tasks.spawn(async move {
-                if let Err(error) = connection.await {
-                    tracing::debug!(error = %chain(&error), "HTTP/1.1 connection ended");
-                }
-            });
+            self.tasks.spawn(term.clone().keep(connection));
             Ok(Connection::Own {
                 sender,
                 term,
@@ -638,8 +692,8 @@ impl<D: Dial> Lease<D> {
     #[must_use]
     pub fn standing(&self) -> Option<&Standing> {
         match &self.0 {
-            Lent::Stream(slot) => slot.0.term.standing.as_ref(),
-            Lent::Connection(_, term, _) => term.standing.as_ref(),
+            Lent::Stream(slot) => slot.0.term.standing(),
+            Lent::Connection(_, term, _) => term.standing(),
         }
     }
 

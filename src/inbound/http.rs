@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
+use http::{HeaderValue, Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
 use tokio::io::{AsyncRead, AsyncWrite};
 
@@ -12,9 +12,9 @@ use crate::audit::Kind;
 use crate::exchange::{self, Exchange, Reply, Upload};
 use crate::headers::{self, Identity};
 use crate::outcome::Outcome;
-use crate::policy::{Act, Permit};
+use crate::policy::Permit;
 use crate::serve;
-use crate::session::Grant;
+use crate::session::{Asked, Grant, Granted, Own, Running};
 use crate::target;
 use crate::telemetry::chain;
 use crate::upgrade;
@@ -35,9 +35,15 @@ where
     let caller = Arc::new(Caller {
         connection,
         identity,
+        running: Arc::default(),
     });
     let session = inbound.meter.session(exchange::Kind::Http);
-    let lost = caller.connection.standing.lost(false, None);
+    let granted = Granted::Each {
+        policy: &inbound.shared.policy,
+        gate: &caller.connection.gate,
+        running: &caller.running,
+    };
+    let lost = caller.connection.standing.lost(Own::InForce, granted);
     let service = |request| caller.clone().answer(request);
     let outcome = serve::http(
         stream,
@@ -45,6 +51,7 @@ where
         inbound.settings.http,
         &inbound.shared.lifecycle,
         lost,
+        &caller.running,
         service,
     );
     session.ended(outcome.await);
@@ -54,6 +61,8 @@ where
 struct Caller {
     connection: Connection,
     identity: Identity,
+    /// Its requests under way.
+    running: Arc<Running>,
 }
 
 /// A request that is not passed on.
@@ -93,21 +102,24 @@ impl Caller {
         let connection = &self.connection;
         let now = SystemTime::now();
         connection.standing.check(now)?;
-        let asked = Asked::of(&request, connection.inbound.settings.unsafe_ambiguous_paths)?;
-        let (answer, verdict) = connection.authorize(&asked.act(request.method()), now);
+        let asked = asked(&request, connection.inbound.settings.unsafe_ambiguous_paths)?;
+        let (answer, verdict) = connection.authorize(&asked.act(), now);
         exchange.note(|record| record.verdict(verdict));
         let Ok(permit) = answer else {
             return Err(Outcome::Denied.into());
         };
 
         let upgrade = headers::upgrade(request.method(), request.version(), request.headers());
+        let upgrade = upgrade.map(|protocol| (protocol, asked.clone()));
+        let generation = permit.generation();
+        exchange.take_place(self.running.enter(exchange, Some(asked), generation)?);
         let headers = request.headers_mut();
         let spoken = headers::take_via(headers);
         headers::strip_request(headers);
         self.identity.add_to(headers);
         match upgrade {
             // Rare, and large: an upgrade has no place in the future of every request.
-            Some(protocol) => {
+            Some((protocol, asked)) => {
                 let upgrade = self
                     .clone()
                     .upgrade(&permit, exchange, request, asked, protocol);
@@ -136,7 +148,8 @@ impl Caller {
         };
         let request = request.map(|body| Upload::new(body, exchange.clone()));
         let wanted = if http2 { Wanted::Http2 } else { Wanted::Http1 };
-        match inbound.app.send(request, wanted).await {
+        let answer = std::pin::pin!(inbound.app.send(request, wanted, exchange));
+        match exchange.unless_revoked(answer).await? {
             Ok((mut response, lease)) => {
                 headers::strip_response(response.headers_mut());
                 Ok(exchange.clone().pass_on(response, Some(lease)))
@@ -156,10 +169,13 @@ impl Caller {
     ) -> Result<Response<Reply<App>>, Refused> {
         let inbound = self.connection.inbound.clone();
         let theirs = hyper::upgrade::on(&mut request);
-        let method = request.method().clone();
         headers::set_upgrade(request.headers_mut(), protocol);
         let request = request.map(|body| Upload::new(body, exchange.clone()));
-        let mut response = match inbound.app.send_alone(request).await {
+        let answered = {
+            let answer = std::pin::pin!(inbound.app.send_alone(request, exchange));
+            exchange.unless_revoked(answer).await?
+        };
+        let mut response = match answered {
             Ok((response, _)) => response,
             Err(error) => return Err(self.failed(&error)),
         };
@@ -172,11 +188,11 @@ impl Caller {
         let exchange = exchange.clone();
         inbound.shared.tasks.clone().spawn(async move {
             let grant = Grant {
-                policy: &inbound.shared.policy,
                 gate: &self.connection.gate,
-                act: asked.act(&method),
+                act: asked.act(),
             };
-            let lost = self.connection.standing.lost(true, Some(&grant));
+            let standing = &self.connection.standing;
+            let lost = standing.lost(Own::Shown, Granted::Whole(grant));
             let idle = inbound.settings.listener.idle_timeout;
             let lifecycle = &inbound.shared.lifecycle;
             upgrade::relay(
@@ -201,35 +217,20 @@ impl Caller {
 }
 
 /// What a request asks for, as policy sees it.
-struct Asked {
-    /// The host it names, in lower case and without port.
-    host: String,
-    path: String,
-}
-
-impl Asked {
-    fn of(request: &Request<Incoming>, as_written: bool) -> Result<Self, Outcome> {
-        let authority = target::check(request)?;
-        let written = request.uri().path();
-        let path = match path::decided(written) {
-            Ok(path) => path.into_owned(),
-            Err(path::Ambiguous) if as_written => written.to_owned(),
-            Err(path::Ambiguous) => return Err(Outcome::BadRequest),
-        };
-        let host = authority.as_ref().map_or("", |authority| authority.host());
-        Ok(Self {
-            host: host.to_ascii_lowercase(),
-            path,
-        })
-    }
-
-    fn act<'a>(&'a self, method: &'a Method) -> Act<'a> {
-        Act::Http {
-            method,
-            host: &self.host,
-            path: &self.path,
-        }
-    }
+fn asked(request: &Request<Incoming>, as_written: bool) -> Result<Asked, Outcome> {
+    let authority = target::check(request)?;
+    let written = request.uri().path();
+    let path = match path::decided(written) {
+        Ok(path) => path.into_owned(),
+        Err(path::Ambiguous) if as_written => written.to_owned(),
+        Err(path::Ambiguous) => return Err(Outcome::BadRequest),
+    };
+    let host = authority.as_ref().map_or("", |authority| authority.host());
+    Ok(Asked {
+        method: request.method().clone(),
+        host: host.to_ascii_lowercase(),
+        path,
+    })
 }
 
 #[cfg(test)]

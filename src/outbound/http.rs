@@ -12,7 +12,7 @@ use crate::exchange::{self, Exchange, Reply, Upload};
 use crate::headers;
 use crate::outcome::Outcome;
 use crate::serve;
-use crate::session::Standing;
+use crate::session::{Granted, Own, Running, Standing};
 use crate::target;
 use crate::upgrade;
 use crate::upstream::{SendError, Wanted};
@@ -27,6 +27,8 @@ where
     let session = outbound.meter.session(exchange::Kind::Http);
     // Our own application needs no proof to be served.
     let never = std::future::pending();
+    // What a request stands on is the connection to the peer, which sees to it.
+    let nothing = Running::default();
     let service = |request| connection.clone().answer(request);
     let outcome = serve::http(
         stream,
@@ -34,6 +36,7 @@ where
         outbound.settings.http,
         &outbound.shared.lifecycle,
         never,
+        &nothing,
         service,
     );
     session.ended(outcome.await);
@@ -75,7 +78,8 @@ impl Connection {
         } else {
             Wanted::Any
         };
-        let (mut response, lease) = match self.outbound.peers.send(request, wanted).await {
+        let answer = std::pin::pin!(self.outbound.peers.send(request, wanted, exchange));
+        let (mut response, lease) = match exchange.unless_revoked(answer).await? {
             Ok(answered) => answered,
             Err(error) => return Err(self.failed(exchange, &error)),
         };
@@ -94,7 +98,8 @@ impl Connection {
         let asking = hyper::upgrade::on(&mut request);
         headers::set_upgrade(request.headers_mut(), protocol);
         let request = request.map(|body| Upload::new(body, exchange.clone()));
-        let (mut response, standing) = match self.outbound.peers.send_alone(request).await {
+        let answer = std::pin::pin!(self.outbound.peers.send_alone(request, exchange));
+        let (mut response, standing) = match exchange.unless_revoked(answer).await? {
             Ok(answered) => answered,
             Err(error) => return Err(self.failed(exchange, &error)),
         };
@@ -110,7 +115,7 @@ impl Connection {
             let outbound = &this.outbound;
             let lost = async {
                 match &standing {
-                    Some(standing) => standing.lost(true, None).await,
+                    Some(standing) => standing.lost(Own::Shown, Granted::Nothing).await,
                     None => std::future::pending().await,
                 }
             };

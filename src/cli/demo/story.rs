@@ -523,7 +523,7 @@ impl<'a> Story<'a> {
 
         let end = certificate["not_after"].as_str().unwrap_or_default();
         self.progress
-            .say(format!("the open TCP session may go on until {end}"));
+            .say(format!("its certificate would last until {end}"));
         session.closed(self.issuing.lifetime + PATIENCE).await?;
         let closed = SystemTime::now();
         let ended = began.elapsed();
@@ -561,7 +561,7 @@ impl<'a> Story<'a> {
                 error.as_str().unwrap_or_default()
             ),
             format!(
-                "the open TCP session ended by itself after {}: its certificate ran out",
+                "the open TCP session ended with it, {} after the removal",
                 time(ended)
             ),
             format!("registered again, checkout was served after {}", time(back)),
