@@ -19,5 +19,6 @@ mod pair;
 mod protocols;
 mod revocation;
 mod rotation;
+mod sessions;
 mod spoofing;
 mod withdrawal;

@@ -18,6 +18,7 @@ mod app;
 mod ca;
 mod client;
 mod process;
+mod provider;
 
 use std::fmt::Display;
 use std::net::SocketAddr;
@@ -31,6 +32,7 @@ pub(crate) use self::app::{App, Seen};
 pub(crate) use self::ca::{Ca, Minted, leaf, uri};
 pub(crate) use self::client::{Answer, Client, Http, Tls, ask, get, raw, request, status_of};
 pub(crate) use self::process::{Metrics, Process};
+pub(crate) use self::provider::Provider;
 
 /// The trust domain of every mesh.
 pub(crate) const DOMAIN: &str = "example.org";
