@@ -140,6 +140,25 @@ fn every_metric_in_the_code_is_in_the_readme_and_no_other() {
 }
 
 #[test]
+fn every_row_of_what_ends_a_session_names_its_test() {
+    let tests: String = files(&root().join("tests/e2e"))
+        .iter()
+        .map(|file| std::fs::read_to_string(file).unwrap())
+        .collect();
+    let rows = rows("### What ends a session that is open").skip(1);
+    let mut named = BTreeSet::new();
+    for row in rows.filter(|row| !row[0].starts_with('-')) {
+        let name = row.last().unwrap().trim_matches('`').to_owned();
+        let exists = [format!("fn {name}("), format!("{name} =>")]
+            .iter()
+            .any(|text| tests.contains(text));
+        assert!(exists, "no test `{name}`");
+        named.insert(name);
+    }
+    assert!(named.len() >= 10, "{named:?}");
+}
+
+#[test]
 fn every_example_is_sound() {
     let mut checked = 0;
     for file in files(&root().join("examples")) {
