@@ -34,6 +34,9 @@ mod attest;
 mod authority;
 mod bundle_endpoint;
 mod filter;
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub mod fuzzing;
 mod keyfile;
 mod registry;
 mod service;

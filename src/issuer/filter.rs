@@ -160,7 +160,7 @@ const FRAME_HEAD: usize = 9;
 const PRIORITY_FIELDS: usize = 5;
 
 /// Reads the client's bytes as they come and writes corrected ones.
-struct Rewriter {
+pub(super) struct Rewriter {
     state: State,
     /// The header block being collected.
     block: Option<Block>,
@@ -211,7 +211,7 @@ impl Default for Rewriter {
 
 impl Rewriter {
     /// Takes the next `input` and appends what is ready to `out`. After an error nothing may follow.
-    fn push(&mut self, mut input: &[u8], out: &mut Vec<u8>) -> Result<(), Odd> {
+    pub(super) fn push(&mut self, mut input: &[u8], out: &mut Vec<u8>) -> Result<(), Odd> {
         while !input.is_empty() {
             match &mut self.state {
                 State::Preface(seen) => {
