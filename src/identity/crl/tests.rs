@@ -161,6 +161,37 @@ async fn a_new_list_makes_a_new_identity_of_the_last_one() {
     assert_eq!(*bundles(&mut source).await.unwrap().crls(), first);
 }
 
+/// A provider that gives one identity and is gone.
+struct Gone(Option<Material>);
+
+impl Source for Gone {
+    type Item = Material;
+    type Error = &'static str;
+
+    async fn next(&mut self) -> Result<Change<Material>, Self::Error> {
+        self.0.take().map(Change::Replace).ok_or("gone")
+    }
+}
+
+#[tokio::test]
+async fn a_new_list_counts_while_the_provider_is_down() {
+    let ca = Ca::new("example.org");
+    let crls = Arc::new(Live::default());
+    let gone = Gone(Some(ca.material("/ledger", &[])));
+    let mut source = Revoking::new(gone, crls.clone());
+    assert!(matches!(source.next().await, Ok(Change::Replace(_))));
+    assert!(source.next().await.is_err());
+    for due in 2..20 {
+        let list = ca.crl(&[], HOUR * due);
+        crls.publish(Crls::parse(&[("a.crl".into(), list)]).unwrap());
+        assert!(
+            matches!(source.next().await, Ok(Change::Replace(_))),
+            "{due}"
+        );
+        assert!(source.next().await.is_err());
+    }
+}
+
 #[tokio::test]
 async fn lists_are_read_again_and_broken_ones_are_told() {
     let ca = Ca::new("example.org");
