@@ -106,6 +106,12 @@ pub trait Source: Send {
     /// Waits for the next change. After an error it is asked again, a little later each time; what was
     /// in force stays in force.
     fn next(&mut self) -> impl Future<Output = Result<Change<Self::Item>, Self::Error>> + Send;
+
+    /// Waits until there is reason to ask at once, even though the source failed a moment ago. For most,
+    /// there never is.
+    fn urgent(&mut self) -> impl Future<Output = ()> + Send {
+        std::future::pending()
+    }
 }
 
 /// What a [`Source`] says.
@@ -158,7 +164,10 @@ pub async fn keep<S: Source>(
                 // Jitter may exceed the cap.
                 let delay = delays.next().unwrap_or(RETRY_CAP).min(RETRY_CAP);
                 tell(Kept::Failed(&error, delay));
-                tokio::time::sleep(delay).await;
+                tokio::select! {
+                    () = tokio::time::sleep(delay) => {}
+                    () = source.urgent() => {}
+                }
             }
         }
     }

@@ -342,6 +342,10 @@ impl<S: Source<Item = Material>> Source for Endpoints<S> {
             Change::Withdraw => Ok(Change::Withdraw),
         }
     }
+
+    fn urgent(&mut self) -> impl Future<Output = ()> + Send {
+        self.materials.urgent()
+    }
 }
 
 /// Why there is no next [`Endpoint`].

@@ -369,6 +369,15 @@ impl<S: Source<Item = Material>> Source for Revoking<S> {
             }
         }
     }
+
+    async fn urgent(&mut self) {
+        if self.last.is_some() && self.changes.changed().await.is_ok() {
+            // `next` has still to see it.
+            self.changes.mark_changed();
+        } else {
+            self.materials.urgent().await;
+        }
+    }
 }
 
 /// The metrics of the lists, once in a process.

@@ -192,6 +192,30 @@ async fn a_new_list_counts_while_the_provider_is_down() {
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_new_list_waits_for_no_pause_between_two_attempts() {
+    let ca = Ca::new("example.org");
+    let crls = Arc::new(Live::default());
+    let gone = Gone(Some(ca.material("/ledger", &[])));
+    let live = Arc::new(Live::default());
+    let keeping = {
+        let (source, live) = (Revoking::new(gone, crls.clone()), live.clone());
+        tokio::spawn(async move { crate::live::keep(source, &live, |_| {}).await })
+    };
+    live.wait().await;
+    // Long enough for the pauses to have grown.
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    let mut changes = live.changes();
+    for due in 2..20 {
+        let published = tokio::time::Instant::now();
+        let list = ca.crl(&[], HOUR * due);
+        crls.publish(Crls::parse(&[("a.crl".into(), list)]).unwrap());
+        changes.changed().await.unwrap();
+        assert_eq!(published.elapsed(), Duration::ZERO, "{due}");
+    }
+    keeping.abort();
+}
+
 #[tokio::test]
 async fn lists_are_read_again_and_broken_ones_are_told() {
     let ca = Ca::new("example.org");
