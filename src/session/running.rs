@@ -5,7 +5,7 @@
 //! leave word where to be woken; see [`Exchange::revoke`].
 
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::SystemTime;
 
 use http::Method;
@@ -43,14 +43,14 @@ impl Asked {
 #[derive(Debug, Default)]
 pub struct Running {
     open: Mutex<Open>,
+    /// Why none may enter any more. Set under the lock, read without it.
+    closed: OnceLock<Outcome>,
     wanted: Notify,
 }
 
 #[derive(Debug, Default)]
 struct Open {
     entries: Slab<Entry>,
-    /// Why none may enter any more.
-    closed: Option<Outcome>,
     /// The generation of the policy that all of them were held against last.
     generation: u64,
     /// Somebody knows when they are to be asked again.
@@ -77,8 +77,8 @@ impl Running {
         generation: u64,
     ) -> Result<Place, Outcome> {
         let mut open = self.locked();
-        if let Some(why) = open.closed {
-            return Err(why);
+        if let Some(why) = self.closed.get() {
+            return Err(*why);
         }
         // Decided before the last change, or after a time without any: nobody would ask it again.
         if asked.is_some() && !(open.watched && generation >= open.generation) {
@@ -95,15 +95,15 @@ impl Running {
     /// Whether none may enter any more.
     #[must_use]
     pub fn is_closed(&self) -> bool {
-        self.locked().closed.is_some()
+        self.closed.get().is_some()
     }
 
     /// Ends all of them, and lets none in after.
     pub fn close(&self, why: Outcome) {
         let mut ended = Vec::new();
         {
-            let mut open = self.locked();
-            open.closed = Some(why);
+            let open = self.locked();
+            self.closed.get_or_init(|| why);
             let exchanges = open.entries.iter();
             ended.extend(exchanges.filter_map(|(_, entry)| entry.exchange.upgrade()));
         }
