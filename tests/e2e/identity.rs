@@ -1,7 +1,9 @@
 //! `doorward identity` shows who a sidecar is: the identity in force, not the one hoped for, and no key.
 
 use std::process::Output;
+use std::time::SystemTime;
 
+use doorward::identity::jwt;
 use serde_json::Value;
 use tokio::process::Command;
 
@@ -134,4 +136,26 @@ async fn a_source_shows_what_it_would_give_this_process() {
         assert_eq!(refused.status.code(), Some(2), "{args:?} {refused:?}");
         assert!(text(&refused.stderr).contains(told), "{args:?} {refused:?}");
     }
+}
+
+/// Asks the provider that `DOORWARD_JWT_SOCKET` names, which must know this process and vouch for its own
+/// tokens: `tests/interop/spire.sh` runs this against SPIRE.
+#[tokio::test]
+#[ignore = "asks a provider that somebody else has started"]
+async fn a_token_of_the_provider_at_hand_is_fetched_and_validated() {
+    let socket = std::env::var("DOORWARD_JWT_SOCKET").unwrap();
+    // The provider may have heard of us only just now.
+    let fetched = eventually("a token", async || {
+        jwt::fetch(&socket, "ledger", None).await.ok()
+    })
+    .await;
+    let bundles = jwt::fetch_bundles(&socket).await.unwrap();
+    let validated = jwt::validate(fetched.token(), "ledger", &bundles).unwrap();
+    assert_eq!(validated.id(), fetched.id());
+    assert!(validated.expires() > SystemTime::now());
+    assert!(jwt::validate(fetched.token(), "invoices", &bundles).is_err());
+    let (head, signature) = fetched.token().rsplit_once('.').unwrap();
+    let forged: String = signature.chars().rev().collect();
+    assert!(jwt::validate(&format!("{head}.{forged}"), "ledger", &bundles).is_err());
+    println!("token of {} validated", validated.id());
 }
