@@ -12,7 +12,7 @@ step spire "built ($("$cache/bin/spire-server" --version 2>&1))"
 api=$dir/server.sock
 socket=$dir/agent.sock
 export SPIFFE_ENDPOINT_SOCKET=unix://$socket
-ports server gate outbound app metrics_a metrics_b
+ports server gate outbound app metrics_a metrics_b caller
 
 # server COMMAND... -ARGUMENT...: tells it something.
 server() {
@@ -91,7 +91,7 @@ await 30 "SPIRE's agent is healthy" agent_is_healthy
 step spire "server and agent run, attested by a join token"
 
 start_app "$app"
-grant_reading a
+grant_reading a caller
 start_sidecar b "$metrics_b" <<YAML
 identity: { workload_api: '$SPIFFE_ENDPOINT_SOCKET' }
 inbound: [{ listen: '127.0.0.1:$gate', service: invoices, app: '127.0.0.1:$app' }]
@@ -212,6 +212,21 @@ if [[ -x $python && -x $client ]]; then
     done
 else
     echo "skip spire: py-spiffe and go-spiffe beside the sidecars: their own scripts install them"
+fi
+
+ghostunnel=$cache/bin/ghostunnel
+if [[ -x $ghostunnel ]]; then
+    caller_program=$(program caller "$ghostunnel")
+    create_entry caller "$caller_program"
+    start caller "$caller_program" --use-workload-api client --listen "127.0.0.1:$caller" \
+        --target "127.0.0.1:$gate" --verify-uri spiffe://example.org/b
+    await 20 "ghostunnel listens" listens "$caller"
+    told=$(body "http://127.0.0.1:$caller/")
+    [[ $told == *"URI=spiffe://example.org/caller"* ]] || fail "the application was told: $told"
+    step spire "ghostunnel beside them, through SPIRE's Workload API: allowed, and named to the application"
+    finish caller
+else
+    echo "skip spire: ghostunnel beside the sidecars: its own script builds it"
 fi
 
 for name in a b; do finish "$name"; done
