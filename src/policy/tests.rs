@@ -5,6 +5,7 @@ use std::time::UNIX_EPOCH;
 use http::Method;
 use proptest::prelude::*;
 use proptest::sample::{select, subsequence};
+use proptest::test_runner::FileFailurePersistence;
 use serde_json::json;
 
 use super::cedar::Engine;
@@ -861,7 +862,10 @@ fn uid(kind: &str, id: &str) -> serde_json::Value {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(160))]
+    #![proptest_config(ProptestConfig {
+        failure_persistence: Some(Box::new(FileFailurePersistence::WithSource("proptest-regressions"))),
+        ..ProptestConfig::with_cases(160)
+    })]
     #[test]
     fn index_slice_and_memory_decide_as_cedar_alone_decides(
         policies in prop::collection::vec(drawn(), 0..7),
