@@ -172,12 +172,6 @@ impl Inbound {
         })
     }
 
-    /// The limits of the accept loop.
-    #[must_use]
-    pub fn settings(&self) -> &Settings {
-        &self.settings
-    }
-
     /// Closes the kept connections to the application.
     pub fn close(&self) {
         self.app.close();

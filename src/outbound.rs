@@ -178,12 +178,6 @@ impl Outbound {
         })
     }
 
-    /// What was configured.
-    #[must_use]
-    pub fn settings(&self) -> &Settings {
-        &self.settings
-    }
-
     /// Closes the kept connections to peers.
     pub fn close(&self) {
         self.peers.close();

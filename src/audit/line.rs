@@ -133,10 +133,7 @@ impl<'a> Line<'a> {
             time: facts.time,
             id: facts.id,
             trace_id: facts.trace.map(|trace| format!("{trace:032x}")),
-            direction: match connection.direction {
-                Direction::Inbound => "inbound",
-                Direction::Outbound => "outbound",
-            },
+            direction: connection.direction.label(),
             kind: match facts.kind {
                 Kind::Request => "request",
                 Kind::Connection => "connection",
