@@ -6,7 +6,8 @@
 //! | file | answers |
 //! |---|---|
 //! | `policy/gate.rs` | what is decided on this connection, from memory where that is exact |
-//! | `policy/cedar.rs` | which policies concern this principal at this service, and what do they say |
+//! | `policy/cedar.rs` | which policies concern this principal at this service |
+//! | `policy/slice.rs` | what do those say, and what follows from it |
 //! | `policy/reads.rs` | which inputs can change what a slice says |
 //! | `policy/governance.rs` | who answers for a grant and until when; who is registered |
 //! | `policy/files.rs` | the policy directory, read, checked and watched |
@@ -18,6 +19,7 @@ pub mod gate;
 pub mod governance;
 mod metrics;
 mod reads;
+mod slice;
 mod status;
 
 use std::collections::BTreeMap;

@@ -5,19 +5,18 @@
 //! picked from there once, and of that only what concerns the action is asked.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, LazyLock, OnceLock, PoisonError, RwLock};
+use std::sync::{Arc, LazyLock, PoisonError, RwLock};
 use std::time::SystemTime;
 
 use cedar_policy::{
-    ActionConstraint, Authorizer, Context, Decision as CedarDecision, Effect, Entities, Entity,
-    EntityId, EntityTypeName, EntityUid, Policy, PolicyId, PolicySet, PrincipalConstraint, Request,
-    ResourceConstraint, Response, RestrictedExpression, Schema,
+    ActionConstraint, Effect, Entities, Entity, EntityId, EntityTypeName, EntityUid, Policy,
+    PrincipalConstraint, ResourceConstraint, RestrictedExpression, Schema,
 };
 
+use super::Act;
 use super::finding::Finding;
 use super::governance::{Grant, Registry, Workload};
-use super::reads::Reads;
-use super::{Act, DenialReason, Place, Subject};
+use super::slice::{Rule, Slice, string};
 use crate::identity::SpiffeId;
 
 /// Policies, ready to decide.
@@ -34,17 +33,6 @@ pub struct Engine {
 
 /// Slices by principal and service.
 type Slices = HashMap<(SpiffeId, Arc<str>), Arc<Slice>>;
-
-/// One policy.
-#[derive(Debug)]
-pub(super) struct Rule {
-    /// Its place among all policies: the first that applies is the one that is named.
-    pub(super) order: usize,
-    pub(super) policy: Policy,
-    pub(super) grant: Arc<Grant>,
-    /// Decided and recorded, not enforced.
-    pub(super) dry_run: bool,
-}
 
 /// The principals that a scope can match.
 #[derive(Debug, PartialEq, Eq, Hash)]
@@ -125,30 +113,14 @@ impl Engine {
     }
 
     fn cut(&self, id: &SpiffeId, service: &Arc<str>, now: SystemTime) -> Slice {
-        let (mut since, mut until) = (SystemTime::UNIX_EPOCH, None);
-        let mut rules = self.candidates(id, service);
-        rules.retain(|rule| match rule.grant.expires {
-            Some(end) if end <= now => {
-                since = since.max(end);
-                false
-            }
-            Some(end) => {
-                until = Some(until.map_or(end, |until: SystemTime| until.min(end)));
-                true
-            }
-            None => true,
-        });
-        Slice {
-            principal: workload_uid(id.as_str()),
-            resource: uid(&SERVICE, service),
-            environment: self.environment.uid(),
-            entities: self.entities(id, &rules),
-            parts: Default::default(),
-            clock: OnceLock::new(),
-            rules,
-            since,
-            until,
-        }
+        Slice::new(
+            self.candidates(id, service),
+            workload_uid(id.as_str()),
+            uid(&SERVICE, service),
+            self.environment.uid(),
+            |rules| self.entities(id, rules),
+            now,
+        )
     }
 
     /// The policies whose scope can match `id` at `service`, in force or not, in order.
@@ -257,273 +229,6 @@ impl Missed {
 /// Slices kept for the next connection of the same principal.
 const MOST_SLICES: usize = 1024;
 
-/// The policies that concern one principal at one service, for as long as none of them ends.
-#[derive(Debug)]
-pub(super) struct Slice {
-    principal: EntityUid,
-    resource: EntityUid,
-    environment: EntityUid,
-    entities: Entities,
-    rules: Vec<Arc<Rule>>,
-    parts: [OnceLock<Part>; Verb::ALL.len()],
-    clock: OnceLock<bool>,
-    since: SystemTime,
-    until: Option<SystemTime>,
-}
-
-/// What a slice says of one action.
-#[derive(Debug)]
-pub(super) struct Part {
-    enforced: PolicySet,
-    /// With the policies in dry run, where there are any.
-    rehearsed: Option<PolicySet>,
-    rules: HashMap<PolicyId, Arc<Rule>>,
-    pub(super) reads: Reads,
-}
-
-/// What is decided, and what would be if the policies in dry run were enforced, where there are any.
-#[derive(Debug)]
-pub(super) struct Decision {
-    pub(super) enforced: Verdict,
-    pub(super) rehearsed: Option<Verdict>,
-}
-
-/// The grant that allows it, or why none does.
-pub(super) type Verdict = Result<Arc<Grant>, Refusal>;
-
-/// Why it is not allowed.
-#[derive(Clone, Debug)]
-pub(super) struct Refusal {
-    pub(super) reason: DenialReason,
-    pub(super) grant: Option<Arc<Grant>>,
-    pub(super) detail: Option<Arc<str>>,
-}
-
-impl Slice {
-    /// Whether the same policies are in force at `now` as when it was cut.
-    pub(super) fn holds_at(&self, now: SystemTime) -> bool {
-        self.since <= now && self.until.is_none_or(|until| now < until)
-    }
-
-    /// When the first of its grants ends.
-    pub(super) fn until(&self) -> Option<SystemTime> {
-        self.until
-    }
-
-    /// Whether the clock alone may change an answer.
-    pub(super) fn reads_the_clock(&self) -> bool {
-        *self.clock.get_or_init(|| {
-            let mut reads = Reads::default();
-            for rule in &self.rules {
-                reads.add(&rule.policy);
-            }
-            !reads.may_be_remembered()
-        })
-    }
-
-    pub(super) fn part(&self, verb: Verb) -> &Part {
-        self.parts[verb as usize].get_or_init(|| {
-            let rules: Vec<_> = self
-                .rules
-                .iter()
-                .filter(|rule| verb.is_in(&rule.policy.action_constraint()))
-                .collect();
-            let mut reads = Reads::default();
-            for rule in &rules {
-                reads.add(&rule.policy);
-            }
-            let set = |dry_runs: bool| {
-                let rules = rules.iter().filter(|rule| dry_runs || !rule.dry_run);
-                PolicySet::from_policies(rules.map(|rule| rule.policy.clone()))
-                    .expect("ids are unique over all policies, and none is a template")
-            };
-            Part {
-                enforced: set(false),
-                rehearsed: rules.iter().any(|rule| rule.dry_run).then(|| set(true)),
-                rules: rules
-                    .iter()
-                    .map(|rule| (rule.policy.id().clone(), Arc::clone(rule)))
-                    .collect(),
-                reads,
-            }
-        })
-    }
-
-    /// Asks Cedar.
-    pub(super) fn decide(&self, question: &Question<'_>) -> Decision {
-        let verb = Verb::of(question.act);
-        let part = self.part(verb);
-        if part.rules.is_empty() {
-            return Decision {
-                enforced: Err(Refusal::no_grant()),
-                rehearsed: None,
-            };
-        }
-        let request = match self.request(verb, question, &part.reads) {
-            Ok(request) => request,
-            Err(error) => {
-                return Decision {
-                    enforced: Err(Refusal {
-                        reason: DenialReason::Error,
-                        grant: None,
-                        detail: Some(error.to_string().into()),
-                    }),
-                    rehearsed: None,
-                };
-            }
-        };
-        let ask =
-            |policies| part.verdict(&AUTHORIZER.is_authorized(&request, policies, &self.entities));
-        Decision {
-            enforced: ask(&part.enforced),
-            rehearsed: part.rehearsed.as_ref().map(ask),
-        }
-    }
-
-    fn request(
-        &self,
-        verb: Verb,
-        question: &Question<'_>,
-        reads: &Reads,
-    ) -> Result<Request, Box<dyn std::error::Error>> {
-        Ok(Request::new(
-            self.principal.clone(),
-            verb.uid().clone(),
-            self.resource.clone(),
-            question.context(reads, &self.environment)?,
-            None,
-        )?)
-    }
-}
-
-impl Part {
-    fn verdict(&self, response: &Response) -> Verdict {
-        let first = |ids: &mut dyn Iterator<Item = &PolicyId>| {
-            let rules = ids.filter_map(|id| self.rules.get(id));
-            let first = rules.min_by_key(|rule| rule.order);
-            first.map(|rule| rule.grant.clone())
-        };
-        let diagnostics = response.diagnostics();
-        let reason = first(&mut diagnostics.reason());
-        // Cedar skips a policy that fails: a failing `forbid` would fail open.
-        let failed = diagnostics.errors().map(|error| match error {
-            cedar_policy::AuthorizationError::PolicyEvaluationError(error) => error,
-        });
-        let failed = failed.min_by_key(|error| {
-            let rule = self.rules.get(error.policy_id());
-            rule.map_or(usize::MAX, |rule| rule.order)
-        });
-        match (response.decision(), reason, failed) {
-            (CedarDecision::Deny, Some(forbid), _) => Err(Refusal {
-                reason: DenialReason::Forbidden,
-                grant: Some(forbid),
-                detail: None,
-            }),
-            (_, _, Some(error)) => Err(Refusal {
-                reason: DenialReason::Error,
-                grant: first(&mut std::iter::once(error.policy_id())),
-                detail: Some(error.inner().to_string().into()),
-            }),
-            (CedarDecision::Allow, Some(grant), None) => Ok(grant),
-            (CedarDecision::Allow | CedarDecision::Deny, None, None) => Err(Refusal::no_grant()),
-        }
-    }
-}
-
-impl Refusal {
-    fn no_grant() -> Self {
-        Self {
-            reason: DenialReason::NoGrant,
-            grant: None,
-            detail: None,
-        }
-    }
-}
-
-/// Everything that an answer can depend on, the policies aside.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Question<'a> {
-    pub(super) subject: &'a Subject,
-    pub(super) place: &'a Place,
-    pub(super) act: &'a Act<'a>,
-    pub(super) now: SystemTime,
-}
-
-impl Question<'_> {
-    /// The Cedar context, without what the policies do not read: building it costs as much as deciding.
-    fn context(
-        &self,
-        reads: &Reads,
-        environment: &EntityUid,
-    ) -> Result<Context, Box<dyn std::error::Error>> {
-        let all = reads.everything;
-        let mut pairs = Vec::with_capacity(6);
-        if (all || reads.http)
-            && let Act::Http { method, host, path } = self.act
-        {
-            let fields = [
-                ("method", method.as_str()),
-                ("host", *host),
-                ("path", *path),
-            ];
-            pairs.push((
-                "http".to_owned(),
-                record(fields.map(|(name, value)| (name, string(value))))?,
-            ));
-        }
-        if all || reads.source {
-            let ip = RestrictedExpression::new_ip(self.place.source.to_canonical().to_string());
-            pairs.push(("source".to_owned(), record([("ip", ip)])?));
-        }
-        if all || reads.port {
-            pairs.push((
-                "port".to_owned(),
-                RestrictedExpression::new_long(self.place.port.into()),
-            ));
-        }
-        if all || reads.clock {
-            pairs.push(("now".to_owned(), datetime(self.now)?));
-        }
-        if all || reads.peer {
-            let lifetime = format!("{}ms", self.subject.lifetime.as_millis());
-            let fields = [
-                (
-                    "trust_domain",
-                    string(self.subject.id.trust_domain().as_str()),
-                ),
-                ("expires", datetime(self.subject.expires)?),
-                ("lifetime", RestrictedExpression::new_duration(lifetime)),
-            ];
-            pairs.push(("peer".to_owned(), record(fields)?));
-        }
-        if all || reads.environment {
-            pairs.push((
-                "environment".to_owned(),
-                RestrictedExpression::new_entity_uid(environment.clone()),
-            ));
-        }
-        Ok(Context::from_pairs(pairs)?)
-    }
-}
-
-fn record<const N: usize>(
-    fields: [(&str, RestrictedExpression); N],
-) -> Result<RestrictedExpression, Box<dyn std::error::Error>> {
-    let fields = fields.map(|(name, value)| (name.to_owned(), value));
-    Ok(RestrictedExpression::new_record(fields)?)
-}
-
-fn string(text: &str) -> RestrictedExpression {
-    RestrictedExpression::new_string(text.to_owned())
-}
-
-fn datetime(time: SystemTime) -> Result<RestrictedExpression, jiff::Error> {
-    let time = jiff::Timestamp::try_from(time)?;
-    Ok(RestrictedExpression::new_datetime(
-        time.strftime("%Y-%m-%dT%H:%M:%S.%3fZ").to_string(),
-    ))
-}
-
 /// The Cedar actions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Verb {
@@ -541,7 +246,7 @@ pub(super) enum Verb {
 }
 
 impl Verb {
-    const ALL: [Self; 11] = [
+    pub(super) const ALL: [Self; 11] = [
         Self::Get,
         Self::Head,
         Self::Options,
@@ -602,7 +307,7 @@ impl Verb {
         }
     }
 
-    fn uid(self) -> &'static EntityUid {
+    pub(super) fn uid(self) -> &'static EntityUid {
         static UIDS: LazyLock<[EntityUid; Verb::ALL.len()]> =
             LazyLock::new(|| Verb::ALL.map(|verb| uid(&ACTION, verb.name())));
         &UIDS[self as usize]
@@ -649,8 +354,6 @@ pub(super) static SCHEMA: LazyLock<Schema> = LazyLock::new(|| {
         .expect("the shipped schema is read by a test");
     schema
 });
-
-static AUTHORIZER: LazyLock<Authorizer> = LazyLock::new(Authorizer::new);
 
 pub(super) static WORKLOAD: LazyLock<EntityTypeName> = LazyLock::new(|| type_name("Workload"));
 pub(super) static ROLE: LazyLock<EntityTypeName> = LazyLock::new(|| type_name("Role"));

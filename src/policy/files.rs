@@ -15,9 +15,10 @@ use cedar_policy::{
 use miette::{Diagnostic, Severity};
 
 use super::Settings;
-use super::cedar::{self, Engine, Rule, SCHEMA};
+use super::cedar::{self, Engine, SCHEMA};
 use super::finding::{Finding, Text};
 use super::governance::{self, Registry};
+use super::slice::Rule;
 use crate::document::{Document, Mistakes};
 use crate::identity::{SpiffeId, TrustDomain};
 use crate::live::{Change, Source};
@@ -271,12 +272,8 @@ fn govern<'a>(
             continue;
         }
         taken.insert(id.clone(), one);
-        let rule = Rule {
-            order,
-            policy: one.policy.new_id(PolicyId::new(id)),
-            grant: Arc::new(governed.grant),
-            dry_run: governed.dry_run,
-        };
+        let policy = one.policy.new_id(PolicyId::new(id));
+        let rule = Rule::new(order, policy, Arc::new(governed.grant), governed.dry_run);
         rules.push((rule, one));
     }
     rules

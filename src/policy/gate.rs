@@ -7,8 +7,9 @@ use std::time::{Duration, SystemTime};
 
 use prometheus::IntCounter;
 
-use super::cedar::{Decision, Engine, Question, Refusal, Slice, Verb};
+use super::cedar::{Engine, Verb};
 use super::metrics::PeerMetrics;
+use super::slice::{Decision, Memory, Question, Refusal, Slice, Verdict};
 use super::{Act, Denial, DenialReason, Metrics, Mode, Permit, Place, Policy, Subject};
 use crate::live::Snapshot;
 
@@ -31,6 +32,8 @@ struct View {
     /// None: the registration of the peer does not accept its certificate.
     slice: Option<Arc<Slice>>,
     remembered: HashMap<Box<[u8]>, Answer>,
+    /// For what is not remembered: what single policies said.
+    memory: Memory,
     /// Where the next key is written, kept to spare the allocation.
     key: Vec<u8>,
 }
@@ -123,19 +126,16 @@ impl Gate {
         let verb = Verb::of(act);
         let reads = &slice.part(verb).reads;
         if !reads.may_be_remembered() {
-            let answer = self.decide(slice, &question, generation);
+            let answer = self.decide(slice, &question, &mut view.memory, generation);
             return answer.give(generation, count);
         }
         view.key.clear();
         view.key.push(verb as u8);
-        if let Act::Http { method, host, path } = act {
-            let method = (verb == Verb::Other).then(|| method.as_str());
-            reads.key(&mut view.key, method, host, path);
-        }
+        question.seen(verb, reads, &mut view.key);
         if let Some(answer) = view.remembered.get(&*view.key) {
             return answer.give(generation, count);
         }
-        let answer = self.decide(slice, &question, generation);
+        let answer = self.decide(slice, &question, &mut view.memory, generation);
         let given = answer.give(generation, count);
         if view.key.len() <= LONGEST_KEY {
             if view.remembered.len() >= MOST_REMEMBERED {
@@ -205,25 +205,27 @@ impl Gate {
                 owner: registered.map(|workload| workload.owner.clone()),
                 slice: (!refused).then(slice),
                 remembered: HashMap::new(),
+                memory: Memory::default(),
                 key: Vec::new(),
             })
         })
     }
 
-    fn decide(&self, slice: &Slice, question: &Question<'_>, generation: u64) -> Answer {
+    fn decide(
+        &self,
+        slice: &Slice,
+        question: &Question<'_>,
+        memory: &mut Memory,
+        generation: u64,
+    ) -> Answer {
         let Decision {
             enforced,
             rehearsed,
-        } = slice.decide(question);
+        } = slice.decide(question, memory);
         self.answer(enforced, rehearsed, generation)
     }
 
-    fn answer(
-        &self,
-        enforced: super::cedar::Verdict,
-        rehearsed: Option<super::cedar::Verdict>,
-        generation: u64,
-    ) -> Answer {
+    fn answer(&self, enforced: Verdict, rehearsed: Option<Verdict>, generation: u64) -> Answer {
         let deny = |refusal: Refusal| Denial {
             reason: refusal.reason,
             generation,

@@ -11,6 +11,15 @@ use cedar_policy::pst::{BinaryOp, Clause, Expr, Literal, PatternElem, Var};
 /// What a set of policies reads of the context.
 #[derive(Debug, Default)]
 pub(super) struct Reads {
+    needs: Needs,
+    method: Field,
+    host: Field,
+    path: Field,
+}
+
+/// The parts of the context that a set of policies looks at.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Needs {
     /// The context as a whole, or in a way that is not understood.
     pub(super) everything: bool,
     pub(super) clock: bool,
@@ -19,9 +28,9 @@ pub(super) struct Reads {
     pub(super) peer: bool,
     pub(super) environment: bool,
     pub(super) http: bool,
-    method: Field,
-    host: Field,
-    path: Field,
+    pub(super) method: bool,
+    pub(super) host: bool,
+    pub(super) path: bool,
 }
 
 /// What is read of one text.
@@ -31,7 +40,7 @@ struct Field {
     tests: Vec<Test>,
 }
 
-#[derive(Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 enum Test {
     Equals(Box<str>),
     Like(Pattern),
@@ -52,7 +61,7 @@ impl Reads {
             return;
         }
         let Ok(parsed) = policy.to_pst() else {
-            self.everything = true;
+            self.needs.everything = true;
             return;
         };
         for clause in parsed.body().clauses() {
@@ -61,9 +70,28 @@ impl Reads {
         }
     }
 
+    /// Adds what other policies read.
+    pub(super) fn join(&mut self, other: &Self) {
+        self.needs.join(other.needs);
+        self.method.join(&other.method);
+        self.host.join(&other.host);
+        self.path.join(&other.path);
+    }
+
+    /// The parts of the context that are looked at.
+    pub(super) fn needs(&self) -> Needs {
+        self.needs
+    }
+
     /// Whether an answer holds for the next request that has the same key.
     pub(super) fn may_be_remembered(&self) -> bool {
-        !self.everything && !self.clock
+        !self.needs.everything && !self.needs.clock
+    }
+
+    /// Whether moreover there are few keys: no text of a request is read as a whole.
+    pub(super) fn only_tests(&self) -> bool {
+        let texts = [&self.method, &self.host, &self.path];
+        self.may_be_remembered() && !texts.iter().any(|text| text.whole)
     }
 
     /// Appends to `key` all that the policies can see of one HTTP request. `method` is given where the
@@ -83,16 +111,17 @@ impl Reads {
         }
         match expr {
             Expr::Literal(_) => {}
-            Expr::Var(Var::Context) => self.everything = true,
+            Expr::Var(Var::Context) => self.needs.everything = true,
             Expr::Var(Var::Principal | Var::Action | Var::Resource) => {}
             Expr::GetAttr { expr, attr } if is_context(expr) => self.attribute(attr),
             // A part of `source` or `peer`, fixed for the connection, or an attribute of an entity.
             Expr::GetAttr { expr, .. } => self.walk(expr),
             Expr::HasAttr { expr, attrs } if is_context(expr) => match attrs.head.as_str() {
-                "http" => self.http = true,
+                // What follows, as in `has http.path`, is asked of the record as it is.
+                "http" => self.needs.join(Needs::HTTP),
                 first => self.attribute(first),
             },
-            Expr::HasAttr { expr, .. } if is_http(expr) => self.http = true,
+            Expr::HasAttr { expr, .. } if is_http(expr) => self.needs.join(Needs::HTTP),
             Expr::HasAttr { expr, .. } => self.walk(expr),
             Expr::Like { expr, pattern } => match text(expr) {
                 Some(text) => self.test(text, Test::Like(Pattern::new(pattern))),
@@ -115,7 +144,7 @@ impl Reads {
                 .for_each(|expr| self.walk(expr)),
             Expr::Set(items) => items.iter().for_each(|item| self.walk(item)),
             Expr::Record(fields) => fields.values().for_each(|value| self.walk(value)),
-            _ => self.everything = true,
+            _ => self.needs.everything = true,
         }
     }
 
@@ -152,34 +181,75 @@ impl Reads {
 
     fn attribute(&mut self, name: &str) {
         match name {
-            "now" => self.clock = true,
-            "source" => self.source = true,
-            "port" => self.port = true,
-            "peer" => self.peer = true,
-            "environment" => self.environment = true,
+            "now" => self.needs.clock = true,
+            "source" => self.needs.source = true,
+            "port" => self.needs.port = true,
+            "peer" => self.needs.peer = true,
+            "environment" => self.needs.environment = true,
             // `http` as a value, or a name that the schema does not have.
-            _ => self.everything = true,
+            _ => self.needs.everything = true,
         }
     }
 
     fn field(&mut self, text: Text) -> &mut Field {
-        self.http = true;
-        match text {
-            Text::Method => &mut self.method,
-            Text::Host => &mut self.host,
-            Text::Path => &mut self.path,
-        }
+        self.needs.http = true;
+        let (needed, field) = match text {
+            Text::Method => (&mut self.needs.method, &mut self.method),
+            Text::Host => (&mut self.needs.host, &mut self.host),
+            Text::Path => (&mut self.needs.path, &mut self.path),
+        };
+        *needed = true;
+        field
     }
 
     fn test(&mut self, text: Text, test: Test) {
-        let tests = &mut self.field(text).tests;
-        if !tests.contains(&test) {
-            tests.push(test);
-        }
+        self.field(text).test(&test);
+    }
+}
+
+impl Needs {
+    const HTTP: Self = Self {
+        everything: false,
+        clock: false,
+        source: false,
+        port: false,
+        peer: false,
+        environment: false,
+        http: true,
+        method: true,
+        host: true,
+        path: true,
+    };
+
+    /// Adds what others need.
+    pub(super) fn join(&mut self, other: Self) {
+        self.everything |= other.everything;
+        self.clock |= other.clock;
+        self.source |= other.source;
+        self.port |= other.port;
+        self.peer |= other.peer;
+        self.environment |= other.environment;
+        self.http |= other.http;
+        self.method |= other.method;
+        self.host |= other.host;
+        self.path |= other.path;
     }
 }
 
 impl Field {
+    fn test(&mut self, test: &Test) {
+        if !self.tests.contains(test) {
+            self.tests.push(test.clone());
+        }
+    }
+
+    fn join(&mut self, other: &Self) {
+        self.whole |= other.whole;
+        for test in &other.tests {
+            self.test(test);
+        }
+    }
+
     fn key(&self, key: &mut Vec<u8>, text: &str) {
         if self.whole {
             // The length keeps two texts in a row apart; it settles every test, too.
@@ -233,7 +303,7 @@ fn string(expr: &Expr) -> Option<&str> {
 }
 
 /// A `like` pattern, cut at its wildcards: matches exactly what Cedar's matches, without allocating.
-#[derive(Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 struct Pattern {
     /// What stands before, between and behind the wildcards; always at least one.
     pieces: Box<[Box<str>]>,
