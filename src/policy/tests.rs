@@ -238,6 +238,36 @@ fn a_slice_that_reads_the_clock_is_asked_each_time() {
 }
 
 #[test]
+fn what_one_connection_remembers_another_never_sees() {
+    let policy = policy(&grant(
+        "near",
+        r#"permit (principal, action, resource)
+        when { context.source.ip.isInRange(ip("10.0.0.0/8")) };"#,
+    ));
+    let metrics = Metrics::register(&prometheus::Registry::new()).unwrap();
+    let from = |source: &str| {
+        let subject = Subject {
+            id: CHECKOUT.parse().unwrap(),
+            expires: at(3600),
+            lifetime: Duration::from_secs(3600),
+        };
+        let source = source.parse().unwrap();
+        let place = Place {
+            source,
+            ..place("invoices")
+        };
+        policy.gate(subject, place, &metrics)
+    };
+    let (near, far) = (from("10.0.0.9"), from("192.0.2.1"));
+    let mapped = from("::ffff:10.0.0.9");
+    for _ in 0..2 {
+        assert_eq!(ask(&near, &get("/1")).as_deref(), Ok("near"));
+        assert_eq!(ask(&far, &get("/1")), Err(DenialReason::NoGrant));
+        assert_eq!(ask(&mapped, &get("/1")).as_deref(), Ok("near"));
+    }
+}
+
+#[test]
 fn a_dry_run_is_told_and_not_enforced() {
     let policy = policy(&format!(
         r#"{EXAMPLE}
