@@ -679,6 +679,8 @@ const CONDITIONS: &[&str] = &[
     r#"context has http && "/b" != context.http.path"#,
     r#"context has http && ["/a", "/ab"].contains(context.http.path)"#,
     r#"context has http && [context.http.path, context.http.host].contains("h")"#,
+    r#"context has http.path && context.http.path like "/a*""#,
+    r#"context has http && context.http has host && context.http.host like "h*""#,
     r#"context has http && context.http.host == "h""#,
     r#"context has http && context.http.host like "h.*""#,
     r#"context has http && context.http.host == context.http.path"#,
