@@ -1,6 +1,7 @@
 //! What does the process tell about itself? Log lines on stderr, and Prometheus families.
 
 pub mod merge;
+pub mod names;
 
 use std::fmt;
 use std::io::IsTerminal;

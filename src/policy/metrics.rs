@@ -1,19 +1,19 @@
 //! What policy decided, counted.
 
-use std::collections::HashSet;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use prometheus::{IntCounter, IntCounterVec, Opts, Registry};
 
 use super::governance::Grant;
 use super::{DenialReason, Place, Subject};
+use crate::telemetry::names::Names;
 
 /// The metrics of policy, for one worker. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Metrics {
     decisions: IntCounterVec,
     rehearsals: IntCounterVec,
-    principals: Arc<Mutex<HashSet<Arc<str>>>>,
+    principals: Names,
 }
 
 impl Metrics {
@@ -46,38 +46,19 @@ impl Metrics {
         Ok(Self {
             decisions,
             rehearsals,
-            principals: Arc::default(),
+            principals: Names::default(),
         })
     }
 
     /// The handles for one peer at one place.
     pub(super) fn of(&self, subject: &Subject, place: &Place) -> PeerMetrics {
-        let id = subject.id.as_str();
-        let mut known = self
-            .principals
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        let principal = match known.get(id) {
-            Some(principal) => principal.clone(),
-            None if known.len() < MOST_PRINCIPALS => {
-                let principal: Arc<str> = id.into();
-                known.insert(principal.clone());
-                principal
-            }
-            None => OTHER.into(),
-        };
         PeerMetrics {
             families: self.clone(),
             service: place.service.clone(),
-            principal,
+            principal: self.principals.label(subject.id.as_str()),
         }
     }
 }
-
-/// Principals that have a label of their own; what comes later is counted together.
-const MOST_PRINCIPALS: usize = 1000;
-
-const OTHER: &str = "other";
 
 /// The metrics of policy for one peer at one place.
 #[derive(Debug)]
