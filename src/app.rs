@@ -27,6 +27,7 @@ use crate::listen::{self, Bound, Listener};
 use crate::live::{self, Change, Kept, Live, Source};
 use crate::outbound::{self, Outbound};
 use crate::policy::{self, Policy};
+use crate::secrets;
 use crate::session::{Clock, Roll};
 use crate::telemetry::{Registries, chain};
 use crate::tls::{self, Endpoint, Endpoints};
@@ -51,6 +52,10 @@ pub fn run(config: Config) -> anyhow::Result<ExitCode> {
     let longest = config.identity.max_peer_lifetime;
     let federation =
         Federation::open(&config.federation, longest, &federation).context("cannot federate")?;
+    let fingerprints = Arc::new(match &config.audit.fingerprint_key {
+        Some(path) => secrets::Key::open(path),
+        None => secrets::Key::generate(),
+    }?);
     let _entered = control.enter();
     let sockets = Sockets::bind(&config)?;
     let (audit, writer) = Audit::start(&config.audit, registries.process())?;
@@ -79,6 +84,7 @@ pub fn run(config: Config) -> anyhow::Result<ExitCode> {
             identity: endpoints.clone(),
             policy: decides.clone(),
             audit: audit.worker(),
+            fingerprints: fingerprints.clone(),
             lifecycle: lifecycle.clone(),
             clock: clock.clone(),
             open: open.clone(),
@@ -368,6 +374,7 @@ struct Worker {
     identity: Arc<Live<Endpoint>>,
     policy: Option<Arc<Policy>>,
     audit: Audit,
+    fingerprints: Arc<secrets::Key>,
     lifecycle: Lifecycle,
     clock: Clock,
     /// Counts the workers that accept connections.
@@ -395,11 +402,15 @@ impl Worker {
         let families = (
             tls::Metrics::register(&self.registry),
             policy::Metrics::register(&self.registry),
+            secrets::Metrics::register(&self.registry),
             exchange::Metrics::register(&self.registry),
         );
-        let (tls_metrics, policy_metrics, metrics) = match families {
-            (Ok(tls), Ok(policy), Ok(exchange)) => (tls, policy, exchange),
-            (Err(error), _, _) | (_, Err(error), _) | (_, _, Err(error)) => {
+        let (tls_metrics, policy_metrics, secrets_metrics, metrics) = match families {
+            (Ok(tls), Ok(policy), Ok(secrets), Ok(exchange)) => (tls, policy, secrets, exchange),
+            (Err(error), _, _, _)
+            | (_, Err(error), _, _)
+            | (_, _, Err(error), _)
+            | (_, _, _, Err(error)) => {
                 return self.give_up("cannot register metrics", &error);
             }
         };
@@ -410,6 +421,8 @@ impl Worker {
             tasks: tasks.clone(),
             roll: roll.clone(),
             tls_metrics: tls_metrics.clone(),
+            fingerprints: self.fingerprints.clone(),
+            secrets_metrics: secrets_metrics.clone(),
             metrics: metrics.clone(),
         };
         let mut close: Vec<Box<dyn Fn()>> = Vec::new();
@@ -434,6 +447,8 @@ impl Worker {
                             roll: roll.clone(),
                             tls_metrics: tls_metrics.clone(),
                             policy_metrics: policy_metrics.clone(),
+                            fingerprints: self.fingerprints.clone(),
+                            secrets_metrics: secrets_metrics.clone(),
                             metrics: metrics.clone(),
                         },
                     );

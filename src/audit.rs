@@ -33,6 +33,7 @@ use crate::document::Node;
 use crate::identity::SpiffeId;
 use crate::identity::svid::Leaf;
 use crate::outcome::Outcome;
+use crate::secrets::{Action, Carried};
 
 /// The section `audit`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,6 +46,8 @@ pub struct Settings {
     pub on_failure: OnFailure,
     /// How many records of one worker may wait for the writer.
     pub queue: usize,
+    /// What fingerprints of standing secrets are made with; without it, a key of this process alone.
+    pub fingerprint_key: Option<PathBuf>,
 }
 
 /// Where audit lines go.
@@ -56,7 +59,8 @@ pub enum Sink {
     File(PathBuf),
 }
 
-/// Which exchanges leave a record. Refusals, dry-run findings and TCP sessions always do.
+/// Which exchanges leave a record. Refusals, dry-run findings, requests that were changed and TCP sessions
+/// always do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Level {
     /// Every exchange.
@@ -81,6 +85,7 @@ impl Default for Settings {
             level: Level::All,
             on_failure: OnFailure::Deny,
             queue: 8192,
+            fingerprint_key: None,
         }
     }
 }
@@ -102,11 +107,13 @@ impl Settings {
             let count = node.count(16..=1_048_576)?;
             usize::try_from(count).ok()
         });
+        let fingerprint_key = section.optional("fingerprint_key", |node| node.path());
         Some(Self {
             sink: sink?,
             level: level?,
             on_failure: on_failure?,
             queue: queue?,
+            fingerprint_key: fingerprint_key?,
         })
     }
 }
@@ -164,6 +171,7 @@ impl Audit {
                 verdict: None,
                 status: None,
                 grpc_status: None,
+                carried: None,
             },
             started: Instant::now(),
             asked: None,
@@ -314,6 +322,8 @@ struct Facts {
     verdict: Option<Verdict>,
     status: Option<StatusCode>,
     grpc_status: Option<u8>,
+    /// In a box: few have any.
+    carried: Option<Box<Carried>>,
 }
 
 /// A request's target, shared with the request itself while that lives.
@@ -371,6 +381,17 @@ impl Record {
         self.facts.grpc_status = Some(status);
     }
 
+    /// Keeps which standing secrets a request carried.
+    pub fn carries(&mut self, carried: Carried) {
+        self.facts.carried = Some(Box::new(carried));
+    }
+
+    /// The standing secrets that the request carried, if any.
+    #[must_use]
+    pub fn carried(&self) -> Option<&Carried> {
+        self.facts.carried.as_deref()
+    }
+
     /// Says what it means if this record is dropped from here on.
     pub fn if_dropped(&mut self, outcome: Outcome) {
         self.dropped = outcome;
@@ -401,6 +422,7 @@ impl Record {
                 connection: self.facts.connection.clone(),
                 peer: self.facts.peer.take(),
                 verdict: self.facts.verdict.take(),
+                carried: self.facts.carried.take(),
                 ..self.facts
             },
         });
@@ -412,6 +434,9 @@ impl Record {
         self.facts.kind == Kind::Connection
             || outcome.is_refusal()
             || verdict.is_some_and(|verdict| !verdict.allowed || verdict.observed.is_some())
+            || self
+                .carried()
+                .is_some_and(|carried| carried.action() != Action::Observed)
     }
 }
 

@@ -28,6 +28,7 @@ use crate::audit::{Direction, Record};
 use crate::headers::{self, PROXY_STATUS};
 use crate::outcome::Outcome;
 use crate::relay::{self, Passed};
+use crate::secrets::{Action, Carried};
 use crate::session::Place;
 use crate::upstream::{Dial, Lease};
 
@@ -82,6 +83,19 @@ impl Exchange {
     pub fn note(&self, change: impl FnOnce(&mut Record)) {
         if let Some(open) = &mut *self.locked() {
             change(&mut open.record);
+        }
+    }
+
+    /// Keeps which standing secrets the request carried.
+    ///
+    /// # Errors
+    /// When it may not pass with them.
+    pub fn carries(&self, carried: Carried) -> Result<(), Outcome> {
+        let action = carried.action();
+        self.note(|record| record.carries(carried));
+        match action {
+            Action::Observed | Action::Stripped => Ok(()),
+            Action::Denied => Err(Outcome::StandingSecret),
         }
     }
 
@@ -223,14 +237,17 @@ impl Exchange {
     /// Ends the exchange with a response that the proxy itself makes: an RFC 9457 problem document, or
     /// for gRPC a status in trailers. It says that the proxy refused, not why policy did.
     pub fn refuse<D: Dial>(&self, outcome: Outcome, grpc: bool) -> Response<Reply<D>> {
-        let mut id = String::new();
+        let (mut id, mut advice) = (String::new(), None);
         self.note(|record| {
             id = record.id().to_string();
+            if outcome == Outcome::StandingSecret {
+                advice = record.carried().map(Carried::advice);
+            }
             if grpc {
                 record.grpc_status(outcome.grpc_status());
             }
         });
-        let response = refusal(outcome, grpc, &id);
+        let response = refusal(outcome, grpc, &id, advice);
         self.answered(response.status());
         self.end(outcome);
         response
@@ -258,12 +275,17 @@ impl Drop for Exchange {
 
 /// Refuses a request for which no audit record could be opened.
 pub fn unrecorded<D: Dial>(meter: &Meter, outcome: Outcome, grpc: bool) -> Response<Reply<D>> {
-    let response = refusal(outcome, grpc, "");
+    let response = refusal(outcome, grpc, "", None);
     meter.ended(outcome, Some(response.status()), Instant::now());
     response
 }
 
-fn refusal<D: Dial>(outcome: Outcome, grpc: bool, id: &str) -> Response<Reply<D>> {
+fn refusal<D: Dial>(
+    outcome: Outcome,
+    grpc: bool,
+    id: &str,
+    advice: Option<String>,
+) -> Response<Reply<D>> {
     let status = outcome.status().unwrap_or(StatusCode::BAD_GATEWAY);
     let body = if grpc {
         Bytes::new()
@@ -272,7 +294,7 @@ fn refusal<D: Dial>(outcome: Outcome, grpc: bool, id: &str) -> Response<Reply<D>
             "type": "about:blank",
             "title": outcome.title(),
             "status": status.as_u16(),
-            "detail": "The Doorward proxy answered this, not the application.",
+            "detail": advice.as_deref().unwrap_or(ANSWERED_BY_US),
             "error": outcome.label(),
             "request_id": id,
         });
@@ -287,7 +309,11 @@ fn refusal<D: Dial>(outcome: Outcome, grpc: bool, id: &str) -> Response<Reply<D>
             "grpc-status",
             HeaderValue::from(u16::from(outcome.grpc_status())),
         );
-        headers.insert("grpc-message", HeaderValue::from_static(outcome.title()));
+        // The names of headers are plain ASCII, but may have a `%`, which gRPC decodes.
+        let encoded = advice.map(|advice| advice.replace('%', "%25"));
+        let message = encoded.and_then(|text| HeaderValue::try_from(text).ok());
+        let title = || HeaderValue::from_static(outcome.title());
+        headers.insert("grpc-message", message.unwrap_or_else(title));
     } else {
         headers.insert(
             CONTENT_TYPE,
@@ -305,6 +331,8 @@ fn refusal<D: Dial>(outcome: Outcome, grpc: bool, id: &str) -> Response<Reply<D>
     }
     response
 }
+
+const ANSWERED_BY_US: &str = "The Doorward proxy answered this, not the application.";
 
 /// Why a body breaks off before its end.
 #[derive(Debug, thiserror::Error)]

@@ -23,6 +23,7 @@ use crate::live::Live;
 use crate::outcome::Outcome;
 use crate::policy::{self, Act, Denial, Gate, Permit, Place, Policy, Subject};
 use crate::relay::{self, Passed};
+use crate::secrets::{self, Guard};
 use crate::serve;
 use crate::session::{self, Grant, Granted, Own, Roll, Standing};
 use crate::telemetry::chain;
@@ -49,6 +50,8 @@ pub struct Settings {
     pub unsafe_ambiguous_paths: bool,
     /// A handshake that takes longer is given up.
     pub handshake_timeout: Duration,
+    /// What becomes of standing secrets in requests.
+    pub standing_secrets: secrets::Settings,
     /// Limits of HTTP connections.
     pub http: serve::Limits,
 }
@@ -91,6 +94,10 @@ impl Settings {
         let proxy_protocol = section.or("proxy_protocol", false, |node| node.flag());
         let unsafe_ambiguous_paths =
             section.or("unsafe_ambiguous_paths", false, |node| node.flag());
+        let standing_secrets =
+            section.or("standing_secrets", secrets::Settings::default(), |node| {
+                secrets::Settings::read(&node)
+            });
         let handshake_timeout = listen::timeout(
             &mut section,
             "handshake_timeout",
@@ -106,6 +113,7 @@ impl Settings {
             proxy_protocol: proxy_protocol?,
             unsafe_ambiguous_paths: unsafe_ambiguous_paths?,
             handshake_timeout: handshake_timeout?,
+            standing_secrets: standing_secrets?,
             http: serve::Limits::default(),
         })
     }
@@ -130,6 +138,10 @@ pub struct Shared {
     pub tls_metrics: tls::Metrics,
     /// Metric families of decisions.
     pub policy_metrics: policy::Metrics,
+    /// What fingerprints of standing secrets are made with.
+    pub fingerprints: Arc<secrets::Key>,
+    /// Metric families of standing secrets.
+    pub secrets_metrics: secrets::Metrics,
     /// Metric families of the data path.
     pub metrics: exchange::Metrics,
 }
@@ -142,6 +154,7 @@ pub struct Inbound {
     acceptor: Acceptor,
     app: Arc<Pool<App>>,
     meter: Arc<Meter>,
+    secrets: Guard,
 }
 
 impl Inbound {
@@ -167,6 +180,13 @@ impl Inbound {
             acceptor,
             app: Pool::new(app, upstream::Settings::default(), shared.tasks.clone()),
             meter: shared.metrics.of(Direction::Inbound, &settings.service),
+            secrets: Guard::new(
+                settings.standing_secrets.clone(),
+                shared.fingerprints.clone(),
+                shared
+                    .secrets_metrics
+                    .of(Direction::Inbound.label(), settings.service.clone()),
+            ),
             settings,
             shared,
         })

@@ -11,7 +11,7 @@
 //! | 5 composition | [`cli`], [`config`], [`app`], [`runtime`], [`admin`] |
 //! | 4 data path | [`inbound`], [`outbound`], which never import each other |
 //! | 3 what both share | [`listen`], [`serve`], [`session`], [`exchange`], [`upstream`], [`upgrade`], [`relay`], [`headers`], [`target`] |
-//! | 2 capabilities | [`tls`], [`federation`], [`policy`], [`audit`], [`issuer`] |
+//! | 2 capabilities | [`tls`], [`federation`], [`policy`], [`secrets`], [`audit`], [`issuer`] |
 //! | 1 vocabulary | [`identity`], [`live`], [`outcome`], [`lifecycle`], [`telemetry`], [`document`], [`watch`] |
 //!
 //! # In which order to read
@@ -37,7 +37,9 @@
 //!  tls::detect   which protocol                             headers    ours go on: who calls
 //!      ▼                                                    headers    claims and hop-by-hop go off
 //!  audit    open the record                                                             ▲
-//!      ▼                                                                                │ Permit
+//!      ▼                                                                                │
+//!  secrets  passwords and keys: counted, off, or 403        secrets    the same        ─┴─▶ 403
+//!      ▼                                                                                ▲ Permit
 //!  headers  what it must not claim goes off                 policy     Gate::authorize ─┴─▶ 403
 //!      ▼                                                                                ▲
 //!  upstream kept connection, or:                            inbound    which path? ambiguous ─▶ 400
@@ -88,6 +90,8 @@
 //! - **An identity that ended** gives nothing any more: [`session`] asks for each request and open session.
 //! - **What a peer claims** in headers is taken off before ours are put on ([`headers`]), and a path that
 //!   could be read in two ways is not decided at all.
+//! - **What outlives its purpose** is found: passwords and API keys in requests are counted by who sends
+//!   them, and taken off or refused where the operator says so ([`secrets`]).
 //! - **What a peer makes us hold** is bounded: [`listen`], [`serve`] and [`upstream`] have the limits.
 //! - **What an operator mistypes** stops the start or changes nothing: [`document`] knows no unknown keys.
 //!
@@ -113,6 +117,7 @@ pub mod outcome;
 pub mod policy;
 pub mod relay;
 pub mod runtime;
+pub mod secrets;
 pub mod serve;
 pub mod session;
 pub mod target;

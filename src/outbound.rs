@@ -22,6 +22,7 @@ use crate::listen::{self, Address, Protocol, Source, Stream};
 use crate::live::Live;
 use crate::outcome::Outcome;
 use crate::relay::{self, Passed};
+use crate::secrets::{self, Guard};
 use crate::serve;
 use crate::session::{self, Granted, Own, Roll, Standing};
 use crate::telemetry::chain;
@@ -38,6 +39,8 @@ pub struct Settings {
     pub to: Destination,
     /// Who may answer there. Nobody else gets a byte.
     pub peer: Arc<Expected>,
+    /// What becomes of standing secrets in requests.
+    pub standing_secrets: secrets::Settings,
     /// Limits of HTTP connections.
     pub http: serve::Limits,
 }
@@ -53,10 +56,15 @@ impl Settings {
             let several = node.one_or_more(|node| node.parse::<Expected>())?;
             Some(Arc::new(Expected::any_of(several)))
         });
+        let standing_secrets =
+            section.or("standing_secrets", secrets::Settings::default(), |node| {
+                secrets::Settings::read(&node)
+            });
         Some(Self {
             listener: listener?,
             to: to?,
             peer: peer?,
+            standing_secrets: standing_secrets?,
             http: serve::Limits::default(),
         })
     }
@@ -136,6 +144,10 @@ pub struct Shared {
     pub roll: Roll,
     /// Metric families of handshakes.
     pub tls_metrics: tls::Metrics,
+    /// What fingerprints of standing secrets are made with.
+    pub fingerprints: Arc<secrets::Key>,
+    /// Metric families of standing secrets.
+    pub secrets_metrics: secrets::Metrics,
     /// Metric families of the data path.
     pub metrics: exchange::Metrics,
 }
@@ -148,6 +160,7 @@ pub struct Outbound {
     peers: Arc<Pool<Route>>,
     service: Arc<str>,
     meter: Arc<Meter>,
+    secrets: Guard,
 }
 
 impl Outbound {
@@ -172,6 +185,13 @@ impl Outbound {
         Arc::new(Self {
             peers: Pool::new(route, upstream::Settings::default(), shared.tasks.clone()),
             meter: shared.metrics.of(Direction::Outbound, &service),
+            secrets: Guard::new(
+                settings.standing_secrets.clone(),
+                shared.fingerprints.clone(),
+                shared
+                    .secrets_metrics
+                    .of(Direction::Outbound.label(), service.clone()),
+            ),
             service,
             settings,
             shared,

@@ -12,6 +12,8 @@ pub enum Outcome {
     Completed,
     /// Policy grants this peer no such thing.
     Denied,
+    /// It carries a password or key that does not end, and none may pass here.
+    StandingSecret,
     /// The peer's certificate came to its end.
     PeerExpired,
     /// The grant this stood on changed, ended or expired.
@@ -52,9 +54,10 @@ pub enum Outcome {
 
 impl Outcome {
     /// Every variant, to register metrics with.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 21] = [
         Self::Completed,
         Self::Denied,
+        Self::StandingSecret,
         Self::PeerExpired,
         Self::PermitWithdrawn,
         Self::TrustWithdrawn,
@@ -81,6 +84,7 @@ impl Outcome {
         match self {
             Self::Completed => "completed",
             Self::Denied => "denied",
+            Self::StandingSecret => "standing_secret",
             Self::PeerExpired => "peer_expired",
             Self::PermitWithdrawn => "permit_withdrawn",
             Self::TrustWithdrawn => "trust_withdrawn",
@@ -109,9 +113,11 @@ impl Outcome {
         match self {
             Self::Completed | Self::ClientGone | Self::PlaintextRefused | Self::Aborted => None,
             Self::BadRequest => Some(StatusCode::BAD_REQUEST),
-            Self::Denied | Self::PeerExpired | Self::PermitWithdrawn | Self::TrustWithdrawn => {
-                Some(StatusCode::FORBIDDEN)
-            }
+            Self::Denied
+            | Self::StandingSecret
+            | Self::PeerExpired
+            | Self::PermitWithdrawn
+            | Self::TrustWithdrawn => Some(StatusCode::FORBIDDEN),
             Self::IdleTimeout => Some(StatusCode::REQUEST_TIMEOUT),
             Self::HandshakeFailed
             | Self::PeerRefused
@@ -131,7 +137,9 @@ impl Outcome {
     pub const fn proxy_error(self) -> Option<&'static str> {
         match self {
             Self::Completed => None,
-            Self::Denied | Self::PermitWithdrawn => Some("http_request_denied"),
+            Self::Denied | Self::StandingSecret | Self::PermitWithdrawn => {
+                Some("http_request_denied")
+            }
             Self::PeerExpired | Self::TrustWithdrawn | Self::PeerRefused => {
                 Some("tls_certificate_error")
             }
@@ -156,7 +164,7 @@ impl Outcome {
             Self::Completed => 0,
             Self::ClientGone | Self::Aborted => 1,
             Self::UpstreamTimeout | Self::IdleTimeout => 4,
-            Self::Denied | Self::PermitWithdrawn => 7,
+            Self::Denied | Self::StandingSecret | Self::PermitWithdrawn => 7,
             Self::BadRequest => 13,
             Self::IdentityUnavailable
             | Self::OwnIdentityExpired
@@ -178,6 +186,7 @@ impl Outcome {
         match self {
             Self::Completed => "Completed",
             Self::Denied => "Access denied",
+            Self::StandingSecret => "No standing secret may pass here",
             Self::PeerExpired => "The other side's certificate has expired",
             Self::PermitWithdrawn => "Access was withdrawn",
             Self::TrustWithdrawn => "The other side's certificate is no longer trusted",
@@ -204,6 +213,7 @@ impl Outcome {
     pub const fn is_refusal(self) -> bool {
         match self {
             Self::Denied
+            | Self::StandingSecret
             | Self::PeerExpired
             | Self::PermitWithdrawn
             | Self::TrustWithdrawn
@@ -259,6 +269,7 @@ mod tests {
     fn refusals_and_failures_keep_their_codes() {
         for (outcome, status, error, grpc) in [
             (Outcome::Denied, Some(403), "http_request_denied", 7),
+            (Outcome::StandingSecret, Some(403), "http_request_denied", 7),
             (Outcome::PeerExpired, Some(403), "tls_certificate_error", 16),
             (Outcome::PeerRefused, Some(502), "tls_certificate_error", 14),
             (

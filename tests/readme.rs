@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 /// Where settings are read: the file, the words that the reader begins and ends behind (none: to the end),
 /// the section of the README, and what stands before its keys there.
-const READERS: [(&str, &str, &str, &str, &[&str]); 18] = [
+const READERS: [(&str, &str, &str, &str, &[&str]); 19] = [
     ("config.rs", "fn read(", "let (inbound", RUN, &[""]),
     ("identity.rs", "impl Settings", "", RUN, &["identity."]),
     (
@@ -41,6 +41,16 @@ const READERS: [(&str, &str, &str, &str, &[&str]); 18] = [
         "",
         RUN,
         &["inbound[].", "outbound[]."],
+    ),
+    (
+        "secrets.rs",
+        "impl Settings",
+        "",
+        RUN,
+        &[
+            "inbound[].standing_secrets.",
+            "outbound[].standing_secrets.",
+        ],
     ),
     ("audit.rs", "impl Settings", "", RUN, &["audit."]),
     (

@@ -10,6 +10,7 @@ use serde::{Serialize, Serializer};
 
 use super::{Direction, Ended, Facts, Kind, Observed, Verdict};
 use crate::identity::svid::Leaf;
+use crate::secrets::{Finding, Fingerprint, Where};
 
 /// Appends the line of `ended` to `buffer`.
 pub(super) fn write(buffer: &mut Vec<u8>, ended: &Ended) {
@@ -51,6 +52,10 @@ struct Line<'a> {
     generation: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     observed: Option<Trial<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    secrets: Option<Vec<Secret<'a>>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    secrets_action: Option<&'static str>,
     outcome: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     bytes_in: Option<u64>,
@@ -106,10 +111,20 @@ struct Trial<'a> {
     grant: Option<&'a str>,
 }
 
+#[derive(Serialize)]
+struct Secret<'a> {
+    kind: &'static str,
+    #[serde(rename = "where", serialize_with = "text")]
+    place: &'a Where,
+    #[serde(serialize_with = "text")]
+    fingerprint: Fingerprint,
+}
+
 impl<'a> Line<'a> {
     fn of(ended: &'a Ended) -> Self {
         let facts = &ended.facts;
         let verdict = facts.verdict.as_ref();
+        let carried = facts.carried.as_deref();
         let connection = &facts.connection;
         let own = connection
             .own
@@ -151,6 +166,8 @@ impl<'a> Line<'a> {
             observed: verdict
                 .and_then(|verdict| verdict.observed.as_ref())
                 .map(Trial::of),
+            secrets: carried.map(|carried| carried.findings().iter().map(Secret::of).collect()),
+            secrets_action: carried.map(|carried| carried.action().label()),
             outcome: ended.outcome.label(),
             bytes_in: ended.bytes.map(|bytes| bytes.0),
             bytes_out: ended.bytes.map(|bytes| bytes.1),
@@ -179,6 +196,16 @@ impl<'a> Grant<'a> {
             id: verdict.grant.as_deref()?,
             owner: verdict.owner.as_deref(),
         })
+    }
+}
+
+impl<'a> Secret<'a> {
+    fn of(finding: &'a Finding) -> Self {
+        Self {
+            kind: finding.kind.label(),
+            place: &finding.place,
+            fingerprint: finding.fingerprint,
+        }
     }
 }
 

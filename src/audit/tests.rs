@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use super::*;
 use crate::document::Document;
+use crate::secrets;
 
 /// A sink that a test can look into, fail and block.
 #[derive(Clone, Default)]
@@ -200,6 +201,7 @@ fn a_line_says_who_did_what_by_which_grant() {
         }),
         status: Some(StatusCode::OK),
         grpc_status: Some(0),
+        carried: None,
     };
     let ended = |facts: &Facts, target| Ended {
         facts: facts.clone(),
@@ -258,6 +260,33 @@ fn a_line_says_who_did_what_by_which_grant() {
             "\n"
         )
     );
+}
+
+#[test]
+fn a_line_says_which_standing_secrets_were_carried_but_not_the_secrets() {
+    let kept = keeping(Level::All, OnFailure::Deny);
+    let registry = Registry::new();
+    let tally = secrets::Metrics::register(&registry)
+        .unwrap()
+        .of("inbound", "invoices".into());
+    let key = Arc::new(secrets::Key::generate().unwrap());
+    let guard = secrets::Guard::new(secrets::Settings::default(), key.clone(), tally);
+    let mut carrying = asked("/?api_key=hunter2");
+    let carried = guard.pass(&mut carrying, SystemTime::now(), "a", "g");
+    let mut record = request(&kept.audit, "/");
+    record.carries(carried.unwrap());
+    record.finish(Outcome::Completed, 0, 0);
+    request(&kept.audit, "/").finish(Outcome::Completed, 0, 0);
+    let lines = kept.stop();
+    let fingerprint = key.fingerprint(b"hunter2").to_string();
+    let expected = serde_json::json!([
+        { "kind": "api_key_query", "where": "query api_key", "fingerprint": fingerprint }
+    ]);
+    assert_eq!(lines[0]["secrets"], expected);
+    assert_eq!(lines[0]["secrets_action"], "observed");
+    assert!(!lines[0].to_string().contains("hunter2"));
+    assert!(lines[1].get("secrets").is_none());
+    assert!(lines[1].get("secrets_action").is_none());
 }
 
 #[test]
@@ -631,12 +660,14 @@ fn settings_default_to_recording_everything_and_refusing_otherwise() {
     let read = |text| Document::new("a.yaml", text).read(|node| Settings::read(&node));
     assert_eq!(read("{}").unwrap(), Settings::default());
     assert_eq!(
-        read("path: /a/b\nlevel: denials\non_failure: continue\nqueue: 100").unwrap(),
+        read("path: /a/b\nlevel: denials\non_failure: continue\nqueue: 100\nfingerprint_key: /k")
+            .unwrap(),
         Settings {
             sink: Sink::File("/a/b".into()),
             level: Level::Denials,
             on_failure: OnFailure::Continue,
             queue: 100,
+            fingerprint_key: Some("/k".into()),
         }
     );
     assert_eq!(

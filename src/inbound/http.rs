@@ -108,6 +108,12 @@ impl Caller {
         let Ok(permit) = answer else {
             return Err(Outcome::Denied.into());
         };
+        let principal = connection.standing.peer.id().as_str();
+        let grant = permit.grant().map_or("", |grant| &grant.id);
+        let guard = &connection.inbound.secrets;
+        if let Some(carried) = guard.pass(&mut request, now, principal, grant) {
+            exchange.carries(carried)?;
+        }
 
         let upgrade = headers::upgrade(request.method(), request.version(), request.headers());
         let upgrade = upgrade.map(|protocol| (protocol, asked.clone()));

@@ -1,6 +1,7 @@
 //! The same for each HTTP request of our application: strip what it must not claim, forward, pass back.
 
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use http::{HeaderValue, Request, Response, StatusCode};
 use hyper::body::Incoming;
@@ -10,6 +11,7 @@ use super::{Connection, Route};
 use crate::audit::Kind;
 use crate::exchange::{self, Exchange, Reply, Upload};
 use crate::headers;
+use crate::identity::SpiffeId;
 use crate::outcome::Outcome;
 use crate::serve;
 use crate::session::{Granted, Own, Running, Standing};
@@ -64,6 +66,11 @@ impl Connection {
         mut request: Request<Incoming>,
     ) -> Result<Response<Reply<Route>>, Outcome> {
         target::check(&request)?;
+        let principal = self.facts.own.as_ref().map_or("", SpiffeId::as_str);
+        let guard = &self.outbound.secrets;
+        if let Some(carried) = guard.pass(&mut request, SystemTime::now(), principal, "") {
+            exchange.carries(carried)?;
+        }
         let version = request.version();
         let upgrade = headers::upgrade(request.method(), version, request.headers());
         let headers = request.headers_mut();
