@@ -19,6 +19,7 @@ mod pair;
 mod protocols;
 mod revocation;
 mod rotation;
+mod secrets;
 mod sessions;
 mod spoofing;
 mod withdrawal;
