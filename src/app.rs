@@ -30,8 +30,9 @@ use crate::policy::{self, Policy};
 use crate::secrets;
 use crate::session::{Clock, Roll};
 use crate::telemetry::{Registries, chain};
-use crate::tls::{self, Endpoint, Endpoints};
-use crate::{exchange, identity, runtime};
+use crate::tls::{Endpoint, Endpoints};
+use crate::worker::{self, Worker};
+use crate::{identity, runtime};
 
 /// Runs one sidecar until it is told to stop and has drained.
 ///
@@ -80,7 +81,7 @@ pub fn run(config: Config) -> anyhow::Result<ExitCode> {
     });
 
     let jobs = sockets.data.into_iter().map(|bound| {
-        let worker = Worker {
+        let share = Share {
             identity: endpoints.clone(),
             policy: decides.clone(),
             audit: audit.worker(),
@@ -92,7 +93,7 @@ pub fn run(config: Config) -> anyhow::Result<ExitCode> {
             registry: registries.worker(),
         };
         let pulse = health.pulse();
-        move || worker.run(bound, pulse)
+        move || share.run(bound, pulse)
     });
     let jobs: Vec<_> = jobs.collect();
     let signals = Signals::new()?;
@@ -370,7 +371,7 @@ fn health(
 }
 
 /// One worker's share of the process.
-struct Worker {
+struct Share {
     identity: Arc<Live<Endpoint>>,
     policy: Option<Arc<Policy>>,
     audit: Audit,
@@ -384,7 +385,7 @@ struct Worker {
     registry: prometheus::Registry,
 }
 
-impl Worker {
+impl Share {
     /// Serves until the drain is over. Sockets are bound but refuse connections until there is an
     /// identity to answer with.
     async fn run(self, bound: Vec<(Settings, Bound)>, pulse: Pulse) {
@@ -399,32 +400,19 @@ impl Worker {
         let mut changes = vec![self.identity.changes(), self.clock.steps()];
         changes.extend(self.policy.iter().map(|policy| policy.changes()));
         tokio::spawn(roll.clone().keep(changes));
-        let families = (
-            tls::Metrics::register(&self.registry),
-            policy::Metrics::register(&self.registry),
-            secrets::Metrics::register(&self.registry),
-            exchange::Metrics::register(&self.registry),
-        );
-        let (tls_metrics, policy_metrics, secrets_metrics, metrics) = match families {
-            (Ok(tls), Ok(policy), Ok(secrets), Ok(exchange)) => (tls, policy, secrets, exchange),
-            (Err(error), _, _, _)
-            | (_, Err(error), _, _)
-            | (_, _, Err(error), _)
-            | (_, _, _, Err(error)) => {
-                return self.give_up("cannot register metrics", &error);
-            }
+        let metrics = match worker::Metrics::register(&self.registry) {
+            Ok(metrics) => metrics,
+            Err(error) => return self.give_up("cannot register metrics", &error),
         };
-        let outbound_shared = outbound::Shared {
+        let worker = Arc::new(Worker {
             identity: self.identity.clone(),
             audit: self.audit.clone(),
+            fingerprints: self.fingerprints.clone(),
             lifecycle: self.lifecycle.clone(),
             tasks: tasks.clone(),
-            roll: roll.clone(),
-            tls_metrics: tls_metrics.clone(),
-            fingerprints: self.fingerprints.clone(),
-            secrets_metrics: secrets_metrics.clone(),
-            metrics: metrics.clone(),
-        };
+            roll,
+            metrics,
+        });
         let mut close: Vec<Box<dyn Fn()>> = Vec::new();
         for (settings, bound) in bound {
             let address = bound.address().clone();
@@ -436,36 +424,23 @@ impl Worker {
             let stop = self.lifecycle.reached(Phase::Draining);
             match (settings, &self.policy) {
                 (Settings::Inbound(settings), Some(policy)) => {
-                    let inbound = Inbound::new(
-                        settings,
-                        inbound::Shared {
-                            identity: self.identity.clone(),
-                            policy: policy.clone(),
-                            audit: self.audit.clone(),
-                            lifecycle: self.lifecycle.clone(),
-                            tasks: tasks.clone(),
-                            roll: roll.clone(),
-                            tls_metrics: tls_metrics.clone(),
-                            policy_metrics: policy_metrics.clone(),
-                            fingerprints: self.fingerprints.clone(),
-                            secrets_metrics: secrets_metrics.clone(),
-                            metrics: metrics.clone(),
-                        },
-                    );
+                    let inbound = Inbound::new(settings, policy.clone(), worker.clone());
                     let pool = inbound.clone();
                     close.push(Box::new(move || pool.close()));
+                    let spawner = tasks.clone();
                     tasks.spawn(listener.serve(limit, stop, move |stream, source, slot| {
-                        inbound.spawn(stream, source, slot);
+                        spawner.spawn(inbound.clone().serve(stream, source, slot));
                     }));
                 }
                 // `Config` has seen to it that whoever lets peers in has a policy.
                 (Settings::Inbound(_), None) => {}
                 (Settings::Outbound(settings), _) => {
-                    let outbound = Outbound::new(settings, outbound_shared.clone());
+                    let outbound = Outbound::new(settings, worker.clone());
                     let pool = outbound.clone();
                     close.push(Box::new(move || pool.close()));
+                    let spawner = tasks.clone();
                     tasks.spawn(listener.serve(limit, stop, move |stream, source, slot| {
-                        outbound.spawn(stream, source, slot);
+                        spawner.spawn(outbound.clone().serve(stream, source, slot));
                     }));
                 }
             }

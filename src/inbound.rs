@@ -13,23 +13,22 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::sync::OwnedSemaphorePermit;
 
 pub use self::path::{Ambiguous, decided as decided_path};
-use crate::audit::{self, Audit, Direction, Kind, Record, Verdict};
+use crate::audit::{self, Direction, Kind, Record, Verdict};
 use crate::document::Node;
 use crate::exchange::{self, Meter};
 use crate::headers::IdentityHeader;
-use crate::lifecycle::{Lifecycle, Tasks};
 use crate::listen::{self, Address, Protocol, Source, Stream};
-use crate::live::Live;
 use crate::outcome::Outcome;
 use crate::policy::{self, Act, Denial, Gate, Permit, Place, Policy, Subject};
 use crate::relay::{self, Passed};
 use crate::secrets::{self, Guard};
 use crate::serve;
-use crate::session::{self, Grant, Granted, Own, Roll, Standing};
+use crate::session::{self, Grant, Granted, Own, Standing};
 use crate::telemetry::chain;
 use crate::tls::detect::{self, Detected};
-use crate::tls::{self, Acceptor, Agreed, Endpoint, Offer, Secured};
+use crate::tls::{self, Acceptor, Agreed, Offer, Secured};
 use crate::upstream::{self, Dial, DialError, Dialed, Pool, Wanted};
+use crate::worker::Worker;
 
 /// One listener for peers.
 #[derive(Clone, Debug)]
@@ -119,38 +118,12 @@ impl Settings {
     }
 }
 
-/// What a worker gives to each of its inbound listeners.
-#[derive(Clone, Debug)]
-pub struct Shared {
-    /// The identity in force.
-    pub identity: Arc<Live<Endpoint>>,
-    /// What decides.
-    pub policy: Arc<Policy>,
-    /// Where records go.
-    pub audit: Audit,
-    /// The way out.
-    pub lifecycle: Lifecycle,
-    /// The worker's tasks.
-    pub tasks: Tasks,
-    /// The worker's open sessions.
-    pub roll: Roll,
-    /// Metric families of handshakes.
-    pub tls_metrics: tls::Metrics,
-    /// Metric families of decisions.
-    pub policy_metrics: policy::Metrics,
-    /// What fingerprints of standing secrets are made with.
-    pub fingerprints: Arc<secrets::Key>,
-    /// Metric families of standing secrets.
-    pub secrets_metrics: secrets::Metrics,
-    /// Metric families of the data path.
-    pub metrics: exchange::Metrics,
-}
-
 /// One inbound listener in one worker.
 #[derive(Debug)]
 pub struct Inbound {
     settings: Settings,
-    shared: Shared,
+    policy: Arc<Policy>,
+    worker: Arc<Worker>,
     acceptor: Acceptor,
     app: Arc<Pool<App>>,
     meter: Arc<Meter>,
@@ -160,17 +133,17 @@ pub struct Inbound {
 impl Inbound {
     /// Prepares to serve what `settings` say.
     #[must_use]
-    pub fn new(settings: Settings, shared: Shared) -> Arc<Self> {
+    pub fn new(settings: Settings, policy: Arc<Policy>, worker: Arc<Worker>) -> Arc<Self> {
         let offer = match settings.listener.protocol {
             Protocol::Auto => Offer::Auto,
             Protocol::Http => Offer::Http,
             Protocol::Tcp => Offer::Opaque,
         };
         let acceptor = Acceptor::new(
-            shared.identity.clone(),
+            worker.identity.clone(),
             offer,
             settings.handshake_timeout,
-            shared.tls_metrics.clone(),
+            worker.metrics.tls.clone(),
         );
         let app = App {
             address: settings.app.clone(),
@@ -178,17 +151,19 @@ impl Inbound {
         };
         Arc::new(Self {
             acceptor,
-            app: Pool::new(app, upstream::Settings::default(), shared.tasks.clone()),
-            meter: shared.metrics.of(Direction::Inbound, &settings.service),
-            secrets: Guard::new(
-                settings.standing_secrets.clone(),
-                shared.fingerprints.clone(),
-                shared
-                    .secrets_metrics
-                    .of(Direction::Inbound.label(), settings.service.clone()),
+            app: Pool::new(app, upstream::Settings::default(), worker.tasks.clone()),
+            meter: worker
+                .metrics
+                .exchange
+                .of(Direction::Inbound, &settings.service),
+            secrets: worker.guard(
+                Direction::Inbound,
+                &settings.standing_secrets,
+                &settings.service,
             ),
             settings,
-            shared,
+            policy,
+            worker,
         })
     }
 
@@ -197,15 +172,13 @@ impl Inbound {
         self.app.close();
     }
 
-    /// Serves one accepted connection in a task of its own.
-    pub fn spawn(self: &Arc<Self>, stream: Stream, source: Source, slot: OwnedSemaphorePermit) {
-        let this = self.clone();
-        self.shared
-            .tasks
-            .spawn(async move { this.serve(stream, source, slot).await });
-    }
-
-    async fn serve(self: Arc<Self>, stream: Stream, source: Source, slot: OwnedSemaphorePermit) {
+    /// Serves one accepted connection to its end.
+    pub async fn serve(
+        self: Arc<Self>,
+        stream: Stream,
+        source: Source,
+        slot: OwnedSemaphorePermit,
+    ) {
         let port = stream.local_port();
         let addresses = stream.addresses();
         let secured = match self.acceptor.accept(stream).await {
@@ -232,9 +205,8 @@ impl Inbound {
             source: source.ip(),
         };
         let gate = self
-            .shared
             .policy
-            .gate(subject, place, &self.shared.policy_metrics);
+            .gate(subject, place, &self.worker.metrics.policy);
         let facts = Arc::new(audit::Connection {
             direction: Direction::Inbound,
             own: Some(endpoint.value.id().clone()),
@@ -243,12 +215,7 @@ impl Inbound {
             source: source.address(),
         });
         let connection = Connection {
-            standing: Standing {
-                peer,
-                own: endpoint,
-                identity: self.shared.identity.clone(),
-                roll: self.shared.roll.clone(),
-            },
+            standing: self.worker.standing(peer, endpoint),
             gate,
             facts,
             addresses,
@@ -262,13 +229,13 @@ impl Inbound {
     fn refused_handshake(&self, error: &tls::HandshakeError, source: Source) {
         let facts = Arc::new(audit::Connection {
             direction: Direction::Inbound,
-            own: self.shared.identity.get().map(|own| own.value.id().clone()),
+            own: self.worker.identity.get().map(|own| own.value.id().clone()),
             peer: None,
             service: self.settings.service.clone(),
             source: source.address(),
         });
         // There is nothing to refuse any more.
-        if let Ok(mut record) = self.shared.audit.open(Kind::Connection, &facts) {
+        if let Ok(mut record) = self.worker.audit.open(Kind::Connection, &facts) {
             record.verdict(Verdict {
                 reason: Some(error.label()),
                 ..Verdict::default()
@@ -323,7 +290,7 @@ impl Connection {
         IO: AsyncRead + AsyncWrite + Unpin,
     {
         let inbound = &*self.inbound;
-        let Ok(mut record) = inbound.shared.audit.open(Kind::Connection, &self.facts) else {
+        let Ok(mut record) = inbound.worker.audit.open(Kind::Connection, &self.facts) else {
             return inbound
                 .meter
                 .session(exchange::Kind::Tcp)
@@ -374,7 +341,7 @@ impl Connection {
                 .outcome()
         };
         let lost = self.standing.lost(Own::Shown, Granted::Whole(grant));
-        session::run(work, lost, &self.inbound.shared.lifecycle).await
+        session::run(work, lost, &self.inbound.worker.lifecycle).await
     }
 
     /// Opens a TCP session to the application, which a permit allows.

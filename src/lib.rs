@@ -10,7 +10,7 @@
 //! |---|---|
 //! | 5 composition | [`cli`], [`config`], [`app`], [`runtime`], [`admin`] |
 //! | 4 data path | [`inbound`], [`outbound`], which never import each other |
-//! | 3 what both share | [`listen`], [`serve`], [`session`], [`exchange`], [`upstream`], [`upgrade`], [`relay`], [`headers`], [`target`] |
+//! | 3 what both share | [`listen`], [`worker`], [`serve`], [`session`], [`exchange`], [`upstream`], [`upgrade`], [`relay`], [`headers`], [`target`] |
 //! | 2 capabilities | [`tls`], [`federation`], [`policy`], [`secrets`], [`audit`], [`issuer`] |
 //! | 1 vocabulary | [`identity`], [`live`], [`outcome`], [`lifecycle`], [`telemetry`], [`document`], [`watch`] |
 //!
@@ -126,3 +126,4 @@ pub mod tls;
 pub mod upgrade;
 pub mod upstream;
 pub mod watch;
+pub mod worker;

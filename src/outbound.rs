@@ -14,10 +14,9 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio_rustls::client::TlsStream;
 
-use crate::audit::{self, Audit, Direction, Kind, Record, Verdict};
+use crate::audit::{self, Direction, Kind, Record, Verdict};
 use crate::document::Node;
 use crate::exchange::{self, Meter};
-use crate::lifecycle::{Lifecycle, Tasks};
 use crate::listen::{self, Address, Protocol, Source, Stream};
 use crate::live::Live;
 use crate::outcome::Outcome;
@@ -29,6 +28,7 @@ use crate::telemetry::chain;
 use crate::tls::detect::{self, Detected};
 use crate::tls::{self, Connector, Endpoint, Expected, HandshakeError, Offer, Secured};
 use crate::upstream::{self, Dial, DialError, Dialed, Pool, Wanted};
+use crate::worker::Worker;
 
 /// One listener for our application, and the one place it leads to.
 #[derive(Clone, Debug)]
@@ -129,34 +129,11 @@ impl fmt::Display for Destination {
 #[error("write a host and a port, as in `ledger.bank.svc:8443` or `[2001:db8::1]:8443`")]
 pub struct DestinationError;
 
-/// What a worker gives to each of its outbound listeners.
-#[derive(Clone, Debug)]
-pub struct Shared {
-    /// The identity in force.
-    pub identity: Arc<Live<Endpoint>>,
-    /// Where records go.
-    pub audit: Audit,
-    /// The way out.
-    pub lifecycle: Lifecycle,
-    /// The worker's tasks.
-    pub tasks: Tasks,
-    /// The worker's open sessions.
-    pub roll: Roll,
-    /// Metric families of handshakes.
-    pub tls_metrics: tls::Metrics,
-    /// What fingerprints of standing secrets are made with.
-    pub fingerprints: Arc<secrets::Key>,
-    /// Metric families of standing secrets.
-    pub secrets_metrics: secrets::Metrics,
-    /// Metric families of the data path.
-    pub metrics: exchange::Metrics,
-}
-
 /// One outbound listener in one worker.
 #[derive(Debug)]
 pub struct Outbound {
     settings: Settings,
-    shared: Shared,
+    worker: Arc<Worker>,
     peers: Arc<Pool<Route>>,
     service: Arc<str>,
     meter: Arc<Meter>,
@@ -166,35 +143,29 @@ pub struct Outbound {
 impl Outbound {
     /// Prepares to serve what `settings` say.
     #[must_use]
-    pub fn new(settings: Settings, shared: Shared) -> Arc<Self> {
+    pub fn new(settings: Settings, worker: Arc<Worker>) -> Arc<Self> {
         let connector = Connector::new(
-            shared.identity.clone(),
+            worker.identity.clone(),
             settings.peer.clone(),
             Offer::Http,
             settings.listener.connect_timeout,
-            shared.tls_metrics.clone(),
+            worker.metrics.tls.clone(),
         );
         let route = Route {
             to: settings.to.clone(),
             timeout: settings.listener.connect_timeout,
             connector,
-            identity: shared.identity.clone(),
-            roll: shared.roll.clone(),
+            identity: worker.identity.clone(),
+            roll: worker.roll.clone(),
         };
         let service: Arc<str> = settings.to.to_string().into();
         Arc::new(Self {
-            peers: Pool::new(route, upstream::Settings::default(), shared.tasks.clone()),
-            meter: shared.metrics.of(Direction::Outbound, &service),
-            secrets: Guard::new(
-                settings.standing_secrets.clone(),
-                shared.fingerprints.clone(),
-                shared
-                    .secrets_metrics
-                    .of(Direction::Outbound.label(), service.clone()),
-            ),
+            peers: Pool::new(route, upstream::Settings::default(), worker.tasks.clone()),
+            meter: worker.metrics.exchange.of(Direction::Outbound, &service),
+            secrets: worker.guard(Direction::Outbound, &settings.standing_secrets, &service),
             service,
             settings,
-            shared,
+            worker,
         })
     }
 
@@ -203,19 +174,17 @@ impl Outbound {
         self.peers.close();
     }
 
-    /// Serves one accepted connection in a task of its own.
-    pub fn spawn(self: &Arc<Self>, stream: Stream, source: Source, slot: OwnedSemaphorePermit) {
-        let this = self.clone();
-        self.shared
-            .tasks
-            .spawn(async move { this.serve(stream, source, slot).await });
-    }
-
-    async fn serve(self: Arc<Self>, stream: Stream, source: Source, slot: OwnedSemaphorePermit) {
+    /// Serves one accepted connection to its end.
+    pub async fn serve(
+        self: Arc<Self>,
+        stream: Stream,
+        source: Source,
+        slot: OwnedSemaphorePermit,
+    ) {
         let connection = Connection {
             facts: Arc::new(audit::Connection {
                 direction: Direction::Outbound,
-                own: self.shared.identity.get().map(|own| own.value.id().clone()),
+                own: self.worker.identity.get().map(|own| own.value.id().clone()),
                 peer: None,
                 service: self.service.clone(),
                 source: source.address(),
@@ -257,7 +226,7 @@ impl Connection {
     {
         let outbound = &*self.outbound;
         let session = outbound.meter.session(exchange::Kind::Tcp);
-        let Ok(mut record) = outbound.shared.audit.open(Kind::Connection, &self.facts) else {
+        let Ok(mut record) = outbound.worker.audit.open(Kind::Connection, &self.facts) else {
             return session.ended(Outcome::AuditUnavailable);
         };
         record.if_dropped(Outcome::Cut);
@@ -291,12 +260,7 @@ impl Connection {
             }
         };
         record.peer(peer.leaf().clone());
-        let standing = Standing {
-            peer,
-            own: endpoint,
-            identity: outbound.shared.identity.clone(),
-            roll: outbound.shared.roll.clone(),
-        };
+        let standing = outbound.worker.standing(peer, endpoint);
         let work = async {
             let idle = outbound.settings.listener.idle_timeout;
             let counters = outbound.meter.counters();
@@ -305,7 +269,7 @@ impl Connection {
                 .outcome()
         };
         let lost = standing.lost(Own::Shown, Granted::Nothing);
-        session::run(work, lost, &outbound.shared.lifecycle).await
+        session::run(work, lost, &outbound.worker.lifecycle).await
     }
 }
 

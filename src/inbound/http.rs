@@ -39,7 +39,7 @@ where
     });
     let session = inbound.meter.session(exchange::Kind::Http);
     let granted = Granted::Each {
-        policy: &inbound.shared.policy,
+        policy: &inbound.policy,
         gate: &caller.connection.gate,
         running: &caller.running,
     };
@@ -49,7 +49,7 @@ where
         stream,
         http2,
         inbound.settings.http,
-        &inbound.shared.lifecycle,
+        &inbound.worker.lifecycle,
         lost,
         &caller.running,
         service,
@@ -80,7 +80,7 @@ impl Caller {
         let inbound = self.connection.inbound.clone();
         let grpc = headers::is_grpc(request.headers());
         let Ok(mut record) = inbound
-            .shared
+            .worker
             .audit
             .open(Kind::Request, &self.connection.facts)
         else {
@@ -192,7 +192,7 @@ impl Caller {
         let ours = hyper::upgrade::on(&mut response);
         let switched = exchange.switch(response);
         let exchange = exchange.clone();
-        inbound.shared.tasks.clone().spawn(async move {
+        inbound.worker.tasks.clone().spawn(async move {
             let grant = Grant {
                 gate: &self.connection.gate,
                 act: asked.act(),
@@ -200,7 +200,7 @@ impl Caller {
             let standing = &self.connection.standing;
             let lost = standing.lost(Own::Shown, Granted::Whole(grant));
             let idle = inbound.settings.listener.idle_timeout;
-            let lifecycle = &inbound.shared.lifecycle;
+            let lifecycle = &inbound.worker.lifecycle;
             upgrade::relay(
                 theirs,
                 ours,

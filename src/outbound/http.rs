@@ -36,7 +36,7 @@ where
         stream,
         http2,
         outbound.settings.http,
-        &outbound.shared.lifecycle,
+        &outbound.worker.lifecycle,
         never,
         &nothing,
         service,
@@ -49,7 +49,7 @@ impl Connection {
     async fn answer(self: Arc<Self>, request: Request<Incoming>) -> Response<Reply<Route>> {
         let outbound = &self.outbound;
         let grpc = headers::is_grpc(request.headers());
-        let Ok(mut record) = outbound.shared.audit.open(Kind::Request, &self.facts) else {
+        let Ok(mut record) = outbound.worker.audit.open(Kind::Request, &self.facts) else {
             return exchange::unrecorded(&outbound.meter, Outcome::AuditUnavailable, grpc);
         };
         record.request(&request);
@@ -118,7 +118,7 @@ impl Connection {
         let answering = hyper::upgrade::on(&mut response);
         let switched = exchange.switch(response);
         let (exchange, this) = (exchange.clone(), self.clone());
-        self.outbound.shared.tasks.spawn(async move {
+        self.outbound.worker.tasks.spawn(async move {
             let outbound = &this.outbound;
             let lost = async {
                 match &standing {
@@ -127,7 +127,7 @@ impl Connection {
                 }
             };
             let idle = outbound.settings.listener.idle_timeout;
-            let lifecycle = &outbound.shared.lifecycle;
+            let lifecycle = &outbound.worker.lifecycle;
             upgrade::relay(
                 asking,
                 answering,
