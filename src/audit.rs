@@ -12,7 +12,9 @@
 //! fill a queue that has nothing in it; and one channel for all costs a busy caller four times as much
 //! with one worker and eight times with two.
 
+pub mod entry;
 mod line;
+pub mod read;
 mod writer;
 
 use std::borrow::Cow;
@@ -213,6 +215,17 @@ pub enum Kind {
     Request,
     /// A TCP session, or a connection that ended before its first request.
     Connection,
+}
+
+impl Kind {
+    /// The word in the audit.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Request => "request",
+            Self::Connection => "connection",
+        }
+    }
 }
 
 /// Which way an exchange goes.

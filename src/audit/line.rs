@@ -8,7 +8,7 @@ use http::Version;
 use jiff::Timestamp;
 use serde::{Serialize, Serializer};
 
-use super::{Direction, Ended, Facts, Kind, Observed, Verdict};
+use super::{Direction, Ended, Facts, Observed, Verdict};
 use crate::identity::svid::Leaf;
 use crate::secrets::{Finding, Fingerprint, Where};
 
@@ -149,10 +149,7 @@ impl<'a> Line<'a> {
             id: facts.id,
             trace_id: facts.trace.map(|trace| format!("{trace:032x}")),
             direction: connection.direction.label(),
-            kind: match facts.kind {
-                Kind::Request => "request",
-                Kind::Connection => "connection",
-            },
+            kind: facts.kind.label(),
             principal,
             peer,
             own,
