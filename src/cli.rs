@@ -1,5 +1,6 @@
 //! What can be asked of `doorward` on the command line? A file for each command.
 
+pub mod audit;
 pub mod check;
 pub mod demo;
 pub mod explain;
@@ -32,6 +33,7 @@ enum Command {
     Run(run::Args),
     Check(check::Args),
     Explain(Box<explain::Args>),
+    Audit(audit::Args),
     Identity(identity::Args),
     Issuer(issuer::Args),
     Demo(demo::Args),
@@ -61,6 +63,7 @@ fn obey(command: Command) -> anyhow::Result<ExitCode> {
         Command::Run(args) => run::run(&args),
         Command::Check(args) => check::run(&args),
         Command::Explain(args) => explain::run(*args),
+        Command::Audit(args) => audit::run(args),
         Command::Identity(args) => identity::run(args),
         Command::Issuer(args) => issuer(args),
         Command::Demo(args) => demo::run(&args),

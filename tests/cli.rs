@@ -290,3 +290,49 @@ fn explain_of_a_broken_policy_is_trouble_and_quotes_it() {
     );
     assert!(out(&output).is_empty());
 }
+
+/// What `doorward audit show` answers is in `tests/fixtures/audit/NAME.txt`.
+#[test]
+fn audit_records_are_shown_word_for_word() {
+    let bless = std::env::var_os("DOORWARD_BLESS").is_some();
+    for (name, more) in [
+        ("show", &[][..]),
+        (
+            "denied",
+            &["--decision", "deny", "--principal", "spiffe://*"][..],
+        ),
+        ("secrets", &["--secrets", "--json"][..]),
+    ] {
+        let args = [&["audit", "show", "audit/invoices.jsonl"], more].concat();
+        let output = doorward(&args);
+        assert_eq!(code(&output), 0, "{name}: {}", err(&output));
+        let told = out(&output) + &err(&output);
+        assert!(!told.contains('\u{1b}'), "{name}: {told:?}");
+        let path = fixtures().join(format!("audit/{name}.txt"));
+        if bless {
+            std::fs::write(&path, &told).unwrap();
+        }
+        let expected = std::fs::read_to_string(&path).unwrap_or_default();
+        assert_eq!(told, expected, "{name}");
+    }
+}
+
+#[test]
+fn lines_that_are_no_records_are_told_and_fail_the_reading() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a.jsonl");
+    let good = std::fs::read_to_string(fixtures().join("audit/invoices.jsonl")).unwrap();
+    std::fs::write(&path, good + &"oops \u{1b}[2J\n".repeat(12)).unwrap();
+    let output = doorward(&["audit", "show", "-n", "1", path.to_str().unwrap()]);
+    assert_eq!(code(&output), 1);
+    assert_eq!(out(&output).lines().count(), 2, "{}", out(&output));
+    let told = err(&output);
+    assert!(told.contains("a.jsonl:8: not an audit record"), "{told}");
+    assert_eq!(told.matches("not an audit record").count(), 10, "{told}");
+    assert!(told.contains("12 lines not understood"), "{told}");
+    assert!(!told.contains('\u{1b}'), "{told:?}");
+    let output = doorward(&["audit", "show", "no/such.jsonl"]);
+    assert_eq!(code(&output), 2);
+    let told = err(&output);
+    assert!(told.contains("cannot read no/such.jsonl"), "{told}");
+}
