@@ -633,7 +633,8 @@ struct Metrics {
     refused: IntCounter,
 }
 
-const PATH_LIMIT: usize = 2048;
+/// How many bytes of a path a record keeps.
+pub(crate) const PATH_LIMIT: usize = 2048;
 const HOST_LIMIT: usize = 512;
 
 #[cfg(test)]

@@ -7,6 +7,7 @@ pub mod explain;
 pub mod identity;
 pub mod issuer;
 pub mod run;
+pub mod suggest;
 
 use std::process::ExitCode;
 
@@ -34,6 +35,7 @@ enum Command {
     Check(check::Args),
     Explain(Box<explain::Args>),
     Audit(audit::Args),
+    Suggest(Box<suggest::Args>),
     Identity(identity::Args),
     Issuer(issuer::Args),
     Demo(demo::Args),
@@ -64,6 +66,7 @@ fn obey(command: Command) -> anyhow::Result<ExitCode> {
         Command::Check(args) => check::run(&args),
         Command::Explain(args) => explain::run(*args),
         Command::Audit(args) => audit::run(args),
+        Command::Suggest(args) => suggest::run(*args),
         Command::Identity(args) => identity::run(args),
         Command::Issuer(args) => issuer(args),
         Command::Demo(args) => demo::run(&args),

@@ -8,7 +8,7 @@
 //!
 //! | layer | modules |
 //! |---|---|
-//! | 5 composition | [`cli`], [`config`], [`app`], [`runtime`], [`admin`] |
+//! | 5 composition | [`cli`], [`config`], [`app`], [`runtime`], [`admin`], [`suggest`] |
 //! | 4 data path | [`inbound`], [`outbound`], which never import each other |
 //! | 3 what both share | [`listen`], [`worker`], [`serve`], [`session`], [`exchange`], [`upstream`], [`upgrade`], [`relay`], [`headers`], [`target`] |
 //! | 2 capabilities | [`tls`], [`federation`], [`policy`], [`secrets`], [`audit`], [`issuer`] |
@@ -120,6 +120,7 @@ pub mod runtime;
 pub mod secrets;
 pub mod serve;
 pub mod session;
+pub mod suggest;
 pub mod target;
 pub mod telemetry;
 pub mod tls;

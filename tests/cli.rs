@@ -331,8 +331,65 @@ fn lines_that_are_no_records_are_told_and_fail_the_reading() {
     assert_eq!(told.matches("not an audit record").count(), 10, "{told}");
     assert!(told.contains("12 lines not understood"), "{told}");
     assert!(!told.contains('\u{1b}'), "{told:?}");
-    let output = doorward(&["audit", "show", "no/such.jsonl"]);
-    assert_eq!(code(&output), 2);
-    let told = err(&output);
-    assert!(told.contains("cannot read no/such.jsonl"), "{told}");
+    for command in [&["audit", "show"][..], &["suggest"]] {
+        let output = doorward(&[command, &["no/such.jsonl"]].concat());
+        assert_eq!(code(&output), 2);
+        let told = err(&output);
+        assert!(told.contains("cannot read no/such.jsonl"), "{told}");
+    }
+}
+
+#[test]
+fn what_is_suggested_passes_every_check_but_for_its_owner() {
+    let dir = tempfile::tempdir().unwrap();
+    let out_dir = dir.path().join("new");
+    let to = out_dir.to_str().unwrap();
+    let suggest = |more: &[&str]| doorward(&[&["suggest", "audit/invoices.jsonl"], more].concat());
+    let output = suggest(&["--out", to]);
+    assert_eq!(code(&output), 0, "{}", err(&output));
+    assert!(
+        err(&output).contains("2 grants suggested from 2 of 6 records"),
+        "{}",
+        err(&output)
+    );
+    assert!(
+        err(&output).contains("2 left out: denied"),
+        "{}",
+        err(&output)
+    );
+    // What is there is not touched.
+    let again = suggest(&["--out", to]);
+    assert_eq!(code(&again), 2, "{}", err(&again));
+    assert!(err(&again).contains("suggested.cedar"), "{}", err(&again));
+
+    let check = || doorward(&["check", "--strict", "--policy", to]);
+    let unowned = err(&check());
+    assert_eq!(unowned.matches('×').count(), 2, "{unowned}");
+    assert!(unowned.contains("does not say @owner"), "{unowned}");
+    assert!(!unowned.contains('⚠'), "{unowned}");
+    let file = out_dir.join("suggested.cedar");
+    let text = std::fs::read_to_string(&file).unwrap();
+    std::fs::write(
+        &file,
+        text.replace("@owner(\"\")", "@owner(\"a@example.org\")"),
+    )
+    .unwrap();
+    let owned = check();
+    assert_eq!(code(&owned), 0, "{}", err(&owned));
+
+    let told = suggest(&["--json", "--denied"]);
+    let told: serde_json::Value = serde_json::from_slice(&told.stdout).unwrap();
+    assert_eq!(told["counted"], 3, "{told:#}");
+    assert_eq!(told["grants"].as_array().unwrap().len(), 3, "{told:#}");
+    let nothing = suggest(&["--since", "2026-06-16"]);
+    assert_eq!(code(&nothing), 1);
+    assert!(out(&nothing).is_empty());
+    // Which one is asked for is named as what it takes the place of.
+    let tighter = suggest(&["--grant", "checkout-reads-invoices"]);
+    assert_eq!(code(&tighter), 0, "{}", err(&tighter));
+    let tighter = out(&tighter);
+    assert!(
+        tighter.contains("@id(\"checkout-reads-invoices-2\")"),
+        "{tighter}"
+    );
 }

@@ -22,4 +22,5 @@ mod rotation;
 mod secrets;
 mod sessions;
 mod spoofing;
+mod suggest;
 mod withdrawal;
