@@ -11,7 +11,7 @@
 //! | 5 composition | [`cli`], [`config`], [`app`], [`runtime`], [`admin`], [`suggest`] |
 //! | 4 data path | [`inbound`], [`outbound`], which never import each other |
 //! | 3 what both share | [`listen`], [`worker`], [`serve`], [`session`], [`exchange`], [`upstream`], [`upgrade`], [`relay`], [`headers`], [`target`] |
-//! | 2 capabilities | [`tls`], [`federation`], [`policy`], [`secrets`], [`audit`], [`issuer`] |
+//! | 2 capabilities | [`tls`], [`federation`], [`policy`], [`secrets`], [`audit`], [`issuer`], [`web`] |
 //! | 1 vocabulary | [`identity`], [`live`], [`outcome`], [`lifecycle`], [`telemetry`], [`document`], [`watch`] |
 //!
 //! # In which order to read
@@ -127,4 +127,5 @@ pub mod tls;
 pub mod upgrade;
 pub mod upstream;
 pub mod watch;
+pub mod web;
 pub mod worker;

@@ -9,18 +9,14 @@ use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, bail};
-use bytes::Bytes;
 use http::{Request, StatusCode, header};
-use http_body_util::{BodyExt, Empty, Limited};
-use hyper::client::conn::http1;
-use hyper_util::rt::TokioIo;
-use tokio::net::TcpStream;
+use http_body_util::Full;
 
 use crate::config::Config;
 use crate::identity::shown::Shown;
 use crate::identity::{Provider, Settings, Source, SpiffeId};
 use crate::live::{self, Change};
-use crate::runtime;
+use crate::{runtime, web};
 
 /// Show an identity with its chain and bundles, never its key. Exits with 0 if it is valid, 1 if there is
 /// none or it has ended, 2 if nobody could be asked.
@@ -111,24 +107,21 @@ async fn admin(address: SocketAddr) -> anyhow::Result<Shown> {
 }
 
 async fn ask(address: SocketAddr) -> anyhow::Result<Shown> {
-    let stream = TcpStream::connect(address).await?;
-    let (mut client, connection) = http1::handshake(TokioIo::new(stream)).await?;
-    let connection = tokio::spawn(connection);
+    let server = web::Server {
+        host: address.ip().to_string(),
+        port: address.port(),
+        tls: None,
+    };
     let request = Request::get("/identity")
-        .header(header::HOST, address.to_string())
-        .body(Empty::<Bytes>::new())?;
-    let response = client.send_request(request).await?;
+        .header(header::HOST, server.host_header())
+        .body(Full::default())?;
+    let response = server.ask(request, LARGEST).await?;
     let status = response.status();
     if status == StatusCode::NOT_FOUND {
         bail!("it shows no identity: is this `admin.listen`, and not `metrics.listen`?");
     }
-    let body = Limited::new(response.into_body(), LARGEST).collect().await;
-    connection.abort();
-    let body = match body {
-        Ok(body) => body.to_bytes(),
-        Err(error) => bail!("its answer breaks off: {error}"),
-    };
-    serde_json::from_slice(&body).with_context(|| format!("its answer ({status}) makes no sense"))
+    serde_json::from_slice(response.body())
+        .with_context(|| format!("its answer ({status}) makes no sense"))
 }
 
 /// More than a Workload API takes to attest us.

@@ -8,22 +8,17 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use http::{Request, StatusCode, Uri, header};
-use http_body_util::{BodyExt, Empty, Limited};
-use hyper::client::conn::http1;
-use hyper_util::rt::TokioIo;
+use http_body_util::Full;
 use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::ServerName;
-use tokio::net::TcpStream;
-use tokio_rustls::TlsConnector;
 
 use super::{Profile, Settings};
 use crate::identity::bundle_document::{
     self, BundleDocument, BundleDocumentError, BundleFileError,
 };
 use crate::identity::{Bundle, SpiffeId, TrustDomain};
-use crate::tls;
+use crate::{tls, web};
 
 /// How long one request may take in all.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -84,7 +79,7 @@ pub enum UrlError {
 #[derive(Debug)]
 pub(super) struct Endpoint {
     url: Url,
-    server: ServerName<'static>,
+    name: ServerName<'static>,
     tls: Arc<ClientConfig>,
     /// Who answers, with `https_spiffe`; the document in force vouches for it.
     spiffe: Option<SpiffeId>,
@@ -110,7 +105,7 @@ impl Endpoint {
             }
         };
         Ok(Self {
-            server: ServerName::try_from(url.host.clone())
+            name: ServerName::try_from(url.host.clone())
                 .map_err(|_| OpenError::Host(url.clone()))?,
             url,
             tls: Arc::new(tls),
@@ -146,57 +141,25 @@ impl Endpoint {
     }
 
     async fn ask(&self) -> Result<BundleDocument, FetchProblem> {
-        let Url {
-            host, port, path, ..
-        } = &self.url;
-        let stream = TcpStream::connect((host.as_str(), *port))
-            .await
-            .map_err(FetchProblem::Connect)?;
-        let stream = TlsConnector::from(self.tls.clone())
-            .connect(self.server.clone(), stream)
-            .await
-            .map_err(|error| FetchProblem::Handshake(error.into()))?;
-        let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
-            .await
-            .map_err(FetchProblem::Http)?;
-        let request = Request::get(path)
-            .header(header::HOST, self.url.host_header())
+        let server = web::Server {
+            host: self.url.host.clone(),
+            port: self.url.port,
+            tls: Some(web::Tls {
+                name: self.name.clone(),
+                config: self.tls.clone(),
+            }),
+        };
+        let request = Request::get(&self.url.path)
+            .header(header::HOST, server.host_header())
             .header(header::ACCEPT, "application/json")
             .header(header::USER_AGENT, "doorward")
-            .body(Empty::<Bytes>::new())
+            .body(Full::default())
             .map_err(FetchProblem::Request)?;
-        let answer = async {
-            let response = sender.send_request(request).await;
-            let response = response.map_err(FetchProblem::Http)?;
-            if response.status() != StatusCode::OK {
-                return Err(FetchProblem::Status(response.status()));
-            }
-            let body = Limited::new(response.into_body(), bundle_document::LARGEST);
-            let body = body.collect().await.map_err(FetchProblem::Body)?;
-            BundleDocument::parse(&body.to_bytes()).map_err(FetchProblem::Document)
-        };
-        // The connection only makes the answer come, so it goes with it.
-        let driven = async {
-            let _ = connection.await;
-            std::future::pending().await
-        };
-        tokio::select! {
-            answer = answer => answer,
-            never = driven => never,
+        let response = server.ask(request, bundle_document::LARGEST).await?;
+        if response.status() != StatusCode::OK {
+            return Err(FetchProblem::Status(response.status()));
         }
-    }
-}
-
-impl Url {
-    pub(super) fn host_header(&self) -> String {
-        let host = match self.host.contains(':') {
-            true => format!("[{}]", self.host),
-            false => self.host.clone(),
-        };
-        match self.port {
-            443 => host,
-            port => format!("{host}:{port}"),
-        }
+        BundleDocument::parse(response.body()).map_err(FetchProblem::Document)
     }
 }
 
@@ -247,18 +210,12 @@ pub struct FetchError {
 enum FetchProblem {
     #[error("it did not answer within {} s", PATIENCE.as_secs())]
     Timeout,
-    #[error("it cannot be reached")]
-    Connect(#[source] io::Error),
-    #[error("no TLS connection could be made")]
-    Handshake(#[source] tls::HandshakeError),
-    #[error("it does not speak HTTP as it should")]
-    Http(#[source] hyper::Error),
+    #[error(transparent)]
+    Web(#[from] web::Problem),
     #[error("the request cannot be written")]
     Request(#[source] http::Error),
     #[error("it answered with status {0}, not 200")]
     Status(StatusCode),
-    #[error("its answer could not be read to its end, or is too large")]
-    Body(#[source] Box<dyn std::error::Error + Send + Sync>),
     #[error("its answer is no bundle document")]
     Document(#[source] BundleDocumentError),
 }

