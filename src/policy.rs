@@ -10,6 +10,7 @@
 //! | `policy/slice.rs` | what do those say, and what follows from it |
 //! | `policy/reads.rs` | which inputs can change what a slice says |
 //! | `policy/governance.rs` | who answers for a grant and until when; who is registered |
+//! | `policy/listing.rs` | what does each policy say of itself, and whom and what does it name |
 //! | `policy/files.rs` | the policy directory, read, checked and watched |
 
 pub mod cedar;
@@ -17,6 +18,7 @@ pub mod files;
 mod finding;
 pub mod gate;
 pub mod governance;
+pub mod listing;
 mod metrics;
 mod reads;
 mod slice;

@@ -88,6 +88,13 @@ impl Engine {
         &self.registry
     }
 
+    /// Every policy that can apply to anybody, in order.
+    pub(super) fn rules(&self) -> Vec<&Arc<Rule>> {
+        let mut rules: Vec<_> = self.index.values().flatten().collect();
+        rules.sort_unstable_by_key(|rule| rule.order);
+        rules
+    }
+
     /// What loads and may not mean what was meant.
     pub fn warnings(&self) -> impl Iterator<Item = &Finding> {
         self.warnings.iter()

@@ -24,6 +24,10 @@ pub struct Grant {
     /// From this instant on it is not in force. Always there for a `permit`, unless governance is
     /// advisory; never for a `forbid`.
     pub expires: Option<SystemTime>,
+    /// From this instant on somebody should have looked at it again.
+    pub review: Option<SystemTime>,
+    /// Where it was asked for.
+    pub ticket: Option<Arc<str>>,
 }
 
 /// A policy's place in its file, and what it says about itself.
@@ -109,6 +113,8 @@ pub(super) fn govern(
             owner: said("owner").map(Into::into),
             purpose: said("purpose").map(Into::into),
             expires,
+            review: said("review").and_then(end),
+            ticket: said("ticket").map(Into::into),
         },
         dry_run: mode.is_some(),
     }
