@@ -6,6 +6,7 @@ pub mod demo;
 pub mod explain;
 pub mod identity;
 pub mod issuer;
+pub mod report;
 pub mod run;
 pub mod suggest;
 
@@ -38,6 +39,7 @@ enum Command {
     Suggest(Box<suggest::Args>),
     Identity(identity::Args),
     Issuer(issuer::Args),
+    Report(Box<report::Args>),
     Demo(demo::Args),
     #[command(hide = true)]
     DemoApp(demo::app::Args),
@@ -69,6 +71,7 @@ fn obey(command: Command) -> anyhow::Result<ExitCode> {
         Command::Suggest(args) => suggest::run(*args),
         Command::Identity(args) => identity::run(args),
         Command::Issuer(args) => issuer(args),
+        Command::Report(args) => report::run(*args),
         Command::Demo(args) => demo::run(&args),
         Command::DemoApp(args) => demo::app::run(&args),
     }

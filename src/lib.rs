@@ -11,7 +11,7 @@
 //! | 5 composition | [`cli`], [`config`], [`app`], [`runtime`], [`admin`], [`suggest`] |
 //! | 4 data path | [`inbound`], [`outbound`], which never import each other |
 //! | 3 what both share | [`listen`], [`worker`], [`serve`], [`session`], [`exchange`], [`upstream`], [`upgrade`], [`relay`], [`headers`], [`target`] |
-//! | 2 capabilities | [`tls`], [`federation`], [`policy`], [`secrets`], [`audit`], [`issuer`], [`web`] |
+//! | 2 capabilities | [`tls`], [`federation`], [`policy`], [`secrets`], [`audit`], [`issuer`], [`web`], [`report`] |
 //! | 1 vocabulary | [`identity`], [`live`], [`outcome`], [`lifecycle`], [`telemetry`], [`document`], [`watch`] |
 //!
 //! # In which order to read
@@ -24,7 +24,8 @@
 //! 6. [`exchange`], [`serve`], [`session`], [`upgrade`], [`relay`]: what passes, and how it ends.
 //! 7. [`audit`], [`outcome`], [`admin`]: what operators are told.
 //! 8. [`document`], [`config`]: how every mistake is shown in its place.
-//! 9. [`issuer`]: a program of its own, behind the same socket as SPIRE.
+//! 9. [`report`]: what a fleet's metrics say about its policy, afterwards.
+//! 10. [`issuer`]: a program of its own, behind the same socket as SPIRE.
 //!
 //! # The life of a request
 //!
@@ -116,6 +117,7 @@ pub mod outbound;
 pub mod outcome;
 pub mod policy;
 pub mod relay;
+pub mod report;
 pub mod runtime;
 pub mod secrets;
 pub mod serve;
