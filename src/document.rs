@@ -366,6 +366,40 @@ impl<'a> Node<'a> {
         }
     }
 
+    /// This value as an amount of bytes, which must lie in `range`.
+    #[must_use]
+    pub fn bytes(&self, range: RangeInclusive<u64>) -> Option<u64> {
+        let text = self.text()?;
+        let (number, unit) = match text.find(|c: char| !c.is_ascii_digit()) {
+            Some(end) => (&text[..end], text[end..].trim_start()),
+            None => (text, ""),
+        };
+        let shift = match unit {
+            "KiB" => Some(10),
+            "MiB" => Some(20),
+            "GiB" => Some(30),
+            _ => None,
+        };
+        let value = shift.and_then(|shift| number.parse::<u64>().ok()?.checked_mul(1 << shift));
+        match value {
+            Some(value) if range.contains(&value) => Some(value),
+            Some(_) => self.mistake(
+                format_args!(
+                    "`{text}` is out of range: from {} to {} bytes",
+                    range.start(),
+                    range.end()
+                ),
+                None,
+            ),
+            None => self.mistake(
+                format_args!("`{text}` is not an amount of bytes"),
+                Some(
+                    "write a whole number with its unit, for example `64 KiB`, `100 MiB`, `2 GiB`",
+                ),
+            ),
+        }
+    }
+
     /// This value as `true` or `false`.
     #[must_use]
     pub fn flag(&self) -> Option<bool> {
@@ -646,6 +680,30 @@ mod tests {
         ] {
             let error = example(text).unwrap_err();
             assert!(error.starts_with(told), "{text:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn amounts_of_bytes_have_a_unit() {
+        for (text, expected) in [
+            ("64 KiB", Ok(64 << 10)),
+            ("100MiB", Ok(100 << 20)),
+            ("2 GiB", Ok(2 << 30)),
+            ("100", Err("a.yaml:1: `100` is not an amount of bytes")),
+            ("KiB", Err("a.yaml:1: `KiB` is not an amount of bytes")),
+            ("1 MB", Err("a.yaml:1: `1 MB` is not an amount of bytes")),
+            (
+                "99999999999999 GiB",
+                Err("a.yaml:1: `99999999999999 GiB` is not an amount of bytes"),
+            ),
+            (
+                "1 KiB",
+                Err("a.yaml:1: `1 KiB` is out of range: from 2048 to 4294967296 bytes"),
+            ),
+        ] {
+            let read = Document::new("a.yaml", text).read(|node| node.bytes(2048..=1 << 32));
+            let read = read.map_err(|mistakes| mistakes.to_string());
+            assert_eq!(read, expected.map_err(str::to_owned), "{text}");
         }
     }
 
