@@ -25,6 +25,7 @@ use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::timeout;
 
 pub use self::health::{Finding, Health, Liveness, Pulse, Readiness};
+use crate::audit::chain::Chain;
 use crate::document::Node;
 use crate::identity::shown::Shown;
 use crate::telemetry::Registries;
@@ -81,9 +82,11 @@ pub struct Routes {
     health: Arc<Health>,
     registries: Registries,
     identity: Option<Identity>,
+    audit: Option<Audited>,
 }
 
 type Identity = Arc<dyn Fn(SystemTime) -> Shown + Send + Sync>;
+type Audited = Arc<dyn Fn() -> Option<Chain> + Send + Sync>;
 
 impl Routes {
     /// `/live`, `/ready` and `/metrics`.
@@ -93,6 +96,7 @@ impl Routes {
             health,
             registries,
             identity: None,
+            audit: None,
         }
     }
 
@@ -108,19 +112,26 @@ impl Routes {
         }
     }
 
+    /// Also `/audit`, which shows where the audit's chain stands. For the admin listener alone.
+    #[must_use]
+    pub fn with_audit(self, chain: impl Fn() -> Option<Chain> + Send + Sync + 'static) -> Self {
+        Self {
+            audit: Some(Arc::new(chain)),
+            ..self
+        }
+    }
+
     fn answer<B>(&self, request: &Request<B>) -> Response<Full<Bytes>> {
         let route: fn(&Self) -> Response<Full<Bytes>> = match request.uri().path() {
             "/live" => Self::live,
             "/ready" => Self::ready,
             "/metrics" => Self::metrics,
             "/identity" if self.identity.is_some() => Self::identity,
+            "/audit" if self.audit.is_some() => Self::audit,
             _ => {
-                let more = if self.identity.is_some() {
-                    ", /identity"
-                } else {
-                    ""
-                };
-                let hint = format!("nothing here; try {PATHS}{more}\n");
+                let identity = self.identity.as_ref().map_or("", |_| ", /identity");
+                let audit = self.audit.as_ref().map_or("", |_| ", /audit");
+                let hint = format!("nothing here; try {PATHS}{identity}{audit}\n");
                 return response(StatusCode::NOT_FOUND, TEXT, hint);
             }
         };
@@ -153,6 +164,12 @@ impl Routes {
         )
     }
 
+    /// Nothing is written yet: 503.
+    fn audit(&self) -> Response<Full<Bytes>> {
+        let chain = self.audit.as_ref().and_then(|chain| chain());
+        json(chain.is_some(), &chain)
+    }
+
     fn metrics(&self) -> Response<Full<Bytes>> {
         response(
             StatusCode::OK,
@@ -167,6 +184,7 @@ impl fmt::Debug for Routes {
         f.debug_struct("Routes")
             .field("health", &self.health)
             .field("identity", &self.identity.is_some())
+            .field("audit", &self.audit.is_some())
             .finish_non_exhaustive()
     }
 }

@@ -121,7 +121,11 @@ pub fn run(config: Config) -> anyhow::Result<ExitCode> {
             tokio::spawn(loaded.keep());
         }
         let routes = Routes::new(health, registries);
-        let told = routes.clone().with_identity(shown);
+        let written = audit.clone();
+        let told = routes
+            .clone()
+            .with_identity(shown)
+            .with_audit(move || written.chain());
         for (listener, routes) in [(sockets.admin, told), (sockets.metrics, routes)] {
             if let Some(listener) = listener {
                 let over = lifecycle.reached(Phase::Cut);

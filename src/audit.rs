@@ -12,9 +12,13 @@
 //! fill a queue that has nothing in it; and one channel for all costs a busy caller four times as much
 //! with one worker and eight times with two.
 
+pub mod chain;
 pub mod entry;
+mod file;
 mod line;
 pub mod read;
+mod socket;
+pub mod verify;
 mod writer;
 
 use std::borrow::Cow;
@@ -30,6 +34,7 @@ use std::time::{Duration, Instant, SystemTime};
 use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Uri, Version, header};
 use prometheus::{IntCounter, Registry};
 
+use self::chain::Chain;
 pub use self::writer::{StartError, Unwritten, Writer};
 use crate::document::Node;
 use crate::identity::SpiffeId;
@@ -42,6 +47,8 @@ use crate::secrets::{Action, Carried};
 pub struct Settings {
     /// Where lines go.
     pub sink: Sink,
+    /// When the file is moved aside and another begun; never by us if this is not said.
+    pub rotate: Option<Rotate>,
     /// Which exchanges leave a record.
     pub level: Level,
     /// What happens to exchanges that cannot be recorded.
@@ -59,6 +66,29 @@ pub enum Sink {
     Stdout,
     /// A file, appended to; created with mode 0600.
     File(PathBuf),
+    /// A Unix datagram socket, one datagram for each record.
+    Socket(PathBuf, Format),
+}
+
+/// What a datagram holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Format {
+    /// The line.
+    #[default]
+    Json,
+    /// An entry of systemd's journal.
+    Journald,
+}
+
+/// When an audit file is moved aside. At least one of `size` and `age` is given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rotate {
+    /// Once it is as long, in bytes.
+    pub size: Option<u64>,
+    /// Once it is as old.
+    pub age: Option<Duration>,
+    /// How many files that were moved aside stay.
+    pub keep: usize,
 }
 
 /// Which exchanges leave a record. Refusals, dry-run findings, requests that were changed and TCP sessions
@@ -84,6 +114,7 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             sink: Sink::Stdout,
+            rotate: None,
             level: Level::All,
             on_failure: OnFailure::Deny,
             queue: 8192,
@@ -98,7 +129,32 @@ impl Settings {
     pub fn read(node: &Node<'_>) -> Option<Self> {
         let default = Self::default();
         let mut section = node.section()?;
-        let sink = section.or("path", default.sink, |node| node.path().map(Sink::File));
+        let path = section.optional("path", |node| node.path());
+        let has_path = !matches!(path, Some(None));
+        let rotate = section.optional("rotate", |node| {
+            if !has_path {
+                return node.mistake("there is no file to rotate", Some("name it: `path`"));
+            }
+            Rotate::read(&node)
+        });
+        let socket = section.optional("socket", |node| {
+            if has_path {
+                let help = "records go to one place: remove `path` or `socket`";
+                return node.mistake("a file is named already", Some(help));
+            }
+            let path = node.path()?;
+            if path.as_os_str().len() > socket::LONGEST_PATH {
+                return node.mistake("this is too long for the path of a socket", None);
+            }
+            Some(path)
+        });
+        let has_socket = !matches!(socket, Some(None));
+        let format = section.or("format", Format::Json, |node| {
+            if !has_socket {
+                return node.mistake("this is for a socket, and none is named", None);
+            }
+            node.choice(&[("json", Format::Json), ("journald", Format::Journald)])
+        });
         let level = section.or("level", default.level, |node| {
             node.choice(&[("all", Level::All), ("denials", Level::Denials)])
         });
@@ -110,12 +166,40 @@ impl Settings {
             usize::try_from(count).ok()
         });
         let fingerprint_key = section.optional("fingerprint_key", |node| node.path());
+        let sink = match (path?, socket?) {
+            (Some(path), _) => Sink::File(path),
+            (None, Some(socket)) => Sink::Socket(socket, format?),
+            (None, None) => Sink::Stdout,
+        };
+        format?;
         Some(Self {
-            sink: sink?,
+            sink,
+            rotate: rotate?,
             level: level?,
             on_failure: on_failure?,
             queue: queue?,
             fingerprint_key: fingerprint_key?,
+        })
+    }
+}
+
+impl Rotate {
+    fn read(node: &Node<'_>) -> Option<Self> {
+        let mut section = node.section()?;
+        let size = section.optional("size", |node| node.bytes(64 << 10..=1 << 40));
+        let age = section.optional("age", |node| node.duration(SHORTEST_AGE..=LONGEST_AGE));
+        let keep = section.or("keep", 14, |node| {
+            usize::try_from(node.count(1..=100_000)?).ok()
+        });
+        let (size, age) = (size?, age?);
+        if size.is_none() && age.is_none() {
+            let help = Some("write for example `size: 100 MiB`, or `age: 24h`");
+            return node.mistake("nothing says when to rotate", help);
+        }
+        Some(Self {
+            size,
+            age,
+            keep: keep?,
         })
     }
 }
@@ -193,6 +277,12 @@ impl Audit {
             (OnFailure::Continue, _) | (_, true) => Ok(()),
             (OnFailure::Deny, false) => Err(lock(&self.shared.failure).clone().unwrap_or_default()),
         }
+    }
+
+    /// Where the chain stands, as written by now; `None` before the first line is.
+    #[must_use]
+    pub fn chain(&self) -> Option<Chain> {
+        *lock(&self.shared.chain)
     }
 
     /// Opens the file anew before the next line, for whoever rotates logs. If that fails, the old file
@@ -424,9 +514,11 @@ impl Record {
         }
         if !self.reserved && lane.length() >= self.shared.capacity {
             self.shared.metrics.lost.inc();
+            lane.lost.fetch_add(1, Ordering::Relaxed);
             return;
         }
         lane.push(Ended {
+            lost: lane.take_lost(),
             duration: self.started.elapsed(),
             target: self.asked.take().map(Target::of),
             outcome,
@@ -462,6 +554,8 @@ impl Drop for Record {
 /// An exchange that is over, on its way to the writer.
 #[derive(Debug)]
 struct Ended {
+    /// How many records of this worker could not be kept since the one before.
+    lost: u64,
     facts: Facts,
     target: Option<Target>,
     outcome: Outcome,
@@ -549,6 +643,8 @@ struct Shared {
     /// The writer sleeps and wants to be woken.
     asleep: AtomicBool,
     thread: OnceLock<Thread>,
+    /// Where the chain stands after what is written.
+    chain: Mutex<Option<Chain>>,
     metrics: Metrics,
 }
 
@@ -581,6 +677,8 @@ struct Lane {
     waiting: Mutex<Vec<Ended>>,
     /// Records handed over and not yet written.
     length: AtomicUsize,
+    /// Records that could not be kept, and that no record has told of yet.
+    lost: AtomicU64,
     ids: AtomicU64,
     seed: (u64, u64),
 }
@@ -592,6 +690,7 @@ impl Lane {
         Self {
             waiting: Mutex::default(),
             length: AtomicUsize::new(0),
+            lost: AtomicU64::new(0),
             ids: AtomicU64::new(0),
             seed: (random(), random()),
         }
@@ -605,6 +704,14 @@ impl Lane {
 
     fn length(&self) -> usize {
         self.length.load(Ordering::Relaxed)
+    }
+
+    fn take_lost(&self) -> u64 {
+        // Next to never are there any.
+        match self.lost.load(Ordering::Relaxed) {
+            0 => 0,
+            _ => self.lost.swap(0, Ordering::Relaxed),
+        }
     }
 
     fn push(&self, ended: Ended) {
@@ -631,7 +738,12 @@ struct Metrics {
     records: IntCounter,
     lost: IntCounter,
     refused: IntCounter,
+    rotations: IntCounter,
 }
+
+/// The shortest and the longest time after which a file may be rotated.
+const SHORTEST_AGE: Duration = Duration::from_secs(1);
+const LONGEST_AGE: Duration = Duration::from_secs(366 * 24 * 3600);
 
 /// How many bytes of a path a record keeps.
 pub(crate) const PATH_LIMIT: usize = 2048;

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 /// Where settings are read: the file, the words that the reader begins and ends behind (none: to the end),
 /// the section of the README, and what stands before its keys there.
-const READERS: [(&str, &str, &str, &str, &[&str]); 19] = [
+const READERS: [(&str, &str, &str, &str, &[&str]); 20] = [
     ("config.rs", "fn read(", "let (inbound", RUN, &[""]),
     ("identity.rs", "impl Settings", "", RUN, &["identity."]),
     (
@@ -53,6 +53,7 @@ const READERS: [(&str, &str, &str, &str, &[&str]); 19] = [
         ],
     ),
     ("audit.rs", "impl Settings", "", RUN, &["audit."]),
+    ("audit.rs", "impl Rotate", "", RUN, &["audit.rotate."]),
     (
         "admin.rs",
         "impl Settings",

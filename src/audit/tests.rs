@@ -1,11 +1,18 @@
 use std::collections::HashSet;
-use std::io::{self, ErrorKind, Write};
+use std::fs;
+use std::io::{self, ErrorKind};
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixDatagram;
+use std::path::Path;
 use std::sync::Condvar;
 use std::time::UNIX_EPOCH;
 
 use serde_json::Value;
 
+use super::chain::{Link, Sealed};
+use super::file::Found;
+use super::verify::{Fault, Input, Report, verify, verify_lines};
+use super::writer::Output;
 use super::*;
 use crate::document::Document;
 use crate::secrets;
@@ -31,7 +38,7 @@ enum Mood {
     Stuck,
 }
 
-impl Write for Tape {
+impl Output for Tape {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let (state, changed) = &*self.0;
         let mut state = lock(state);
@@ -52,9 +59,22 @@ impl Write for Tape {
         state.bytes.extend(&bytes[..room]);
         Ok(room)
     }
+}
 
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
+/// One tape after another.
+struct Tapes(Vec<Tape>);
+
+impl Output for Tapes {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0[0].write(bytes)
+    }
+
+    fn reopen(&mut self) -> io::Result<bool> {
+        if self.0.len() == 1 {
+            return Err(ErrorKind::NotFound.into());
+        }
+        self.0.remove(0);
+        Ok(true)
     }
 }
 
@@ -73,8 +93,13 @@ impl Tape {
         assert!(state.writes >= count);
     }
 
+    fn bytes(&self) -> Vec<u8> {
+        lock(&self.0.0).bytes.clone()
+    }
+
+    /// The records.
     fn lines(&self) -> Vec<Value> {
-        parsed(&lock(&self.0.0).bytes)
+        parsed(&self.bytes())
     }
 }
 
@@ -92,15 +117,18 @@ fn keeping(level: Level, on_failure: OnFailure) -> Kept {
         queue: 16,
         ..Settings::default()
     };
-    let output = tape.clone();
-    let open = move || Ok(Box::new(output.clone()) as Box<dyn Write + Send>);
-    let (audit, writer) =
-        writer::start_with(&settings, &Registry::new(), "tape", Box::new(open)).unwrap();
+    let (audit, writer) = start(&settings, Box::new(tape.clone()));
+    // The head of the file is out, so that a test sees what it writes itself.
+    eventually("the head is written", || audit.chain().is_some());
     Kept {
         audit,
         writer,
         tape,
     }
+}
+
+fn start(settings: &Settings, output: Box<dyn Output>) -> (Audit, Writer) {
+    writer::start_with(settings, &Registry::new(), output, Found::default()).unwrap()
 }
 
 impl Kept {
@@ -113,18 +141,20 @@ impl Kept {
     fn jam(&self) {
         self.tape.mood(Mood::Stuck);
         request(&self.audit, "/first").finish(Outcome::Completed, 0, 0);
-        self.tape.wait_for_writes(1);
+        self.tape.wait_for_writes(2);
         for _ in 0..16 {
             request(&self.audit, "/waiting").finish(Outcome::Completed, 0, 0);
         }
     }
 }
 
+/// The records in `bytes`, which must be whole lines.
 fn parsed(bytes: &[u8]) -> Vec<Value> {
     let text = str::from_utf8(bytes).unwrap();
     assert!(text.is_empty() || text.ends_with('\n'), "{text}");
     text.lines()
         .map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}")))
+        .filter(|line: &Value| ["request", "connection"].contains(&line["kind"].as_str().unwrap()))
         .collect()
 }
 
@@ -204,6 +234,7 @@ fn a_line_says_who_did_what_by_which_grant() {
         carried: None,
     };
     let ended = |facts: &Facts, target| Ended {
+        lost: 0,
         facts: facts.clone(),
         target,
         outcome: Outcome::Completed,
@@ -395,7 +426,33 @@ fn at_continue_a_full_queue_loses_records_and_counts_them() {
     drop(request(&kept.audit, "/lost"));
     assert_eq!(kept.audit.shared.metrics.lost.get(), 2);
     kept.tape.mood(Mood::Willing);
-    assert_eq!(kept.stop().len(), 17);
+    eventually("the queue drains", || kept.audit.has_room());
+    request(&kept.audit, "/next").finish(Outcome::Completed, 0, 0);
+    let tape = kept.tape.clone();
+    let lines = kept.stop();
+    assert_eq!(lines.len(), 18);
+    // The file itself tells how many are missing, and where.
+    let told: Vec<_> = lines.iter().map(|line| line["lost"].as_u64()).collect();
+    assert_eq!(told[..17], [None; 17]);
+    assert_eq!(told[17], Some(2));
+    let report = verify_lines("tape", &tape.bytes()[..], &[]).unwrap();
+    assert_eq!((report.findings, report.logs[0].lost), (vec![], 2));
+}
+
+#[test]
+fn what_was_lost_at_the_end_is_told_by_the_last_line() {
+    let kept = keeping(Level::All, OnFailure::Continue);
+    kept.jam();
+    drop(request(&kept.audit, "/lost"));
+    kept.tape.mood(Mood::Willing);
+    let tape = kept.tape.clone();
+    kept.stop();
+    let text = String::from_utf8(tape.bytes()).unwrap();
+    let last: Value = serde_json::from_str(text.lines().last().unwrap()).unwrap();
+    assert_eq!(
+        (&last["kind"], &last["lost"]),
+        (&"stopped".into(), &1.into())
+    );
 }
 
 #[test]
@@ -406,8 +463,7 @@ fn a_full_disk_turns_exchanges_away() {
     };
     let registry = Registry::new();
     let (audit, writer) = Audit::start(&settings, &registry).unwrap();
-    assert_eq!(audit.healthy(), Ok(()));
-    request(&audit, "/").finish(Outcome::Completed, 0, 0);
+    // Found out by the head, before anybody asks for anything.
     eventually("the write fails", || audit.healthy().is_err());
     let reason = audit.healthy().unwrap_err();
     assert!(reason.contains("No space left"), "{reason}");
@@ -510,17 +566,17 @@ fn a_rotated_file_is_left_whole_and_a_new_one_begun() {
         ..Settings::default()
     };
     let (audit, writer) = Audit::start(&settings, &Registry::new()).unwrap();
-    let mode = std::fs::metadata(&path).unwrap().permissions().mode();
+    let mode = fs::metadata(&path).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o600);
     request(&audit, "/before").finish(Outcome::Completed, 0, 0);
     eventually("it is written", || audit.shared.metrics.records.get() == 1);
-    std::fs::rename(&path, &old).unwrap();
+    fs::rename(&path, &old).unwrap();
     audit.reopen();
     eventually("the file is opened", || path.exists());
     request(&audit, "/after").finish(Outcome::Completed, 0, 0);
     writer.stop(PATIENCE).unwrap();
     for (file, asked) in [(old, "/before"), (path, "/after")] {
-        let lines = parsed(&std::fs::read(file).unwrap());
+        let lines = parsed(&fs::read(file).unwrap());
         assert_eq!(lines.len(), 1);
         assert_eq!(lines[0]["context"]["path"], asked);
     }
@@ -529,15 +585,9 @@ fn a_rotated_file_is_left_whole_and_a_new_one_begun() {
 #[test]
 fn a_line_torn_by_a_full_disk_is_whole_in_the_file_opened_after() {
     let tapes = [Tape::default(), Tape::default()];
+    let (audit, writer) = start(&Settings::default(), Box::new(Tapes(tapes.to_vec())));
+    eventually("the head is written", || audit.chain().is_some());
     tapes[0].mood(Mood::FullAfter(10));
-    let mut outputs = tapes.clone().into_iter();
-    let open = move || match outputs.next() {
-        Some(tape) => Ok(Box::new(tape) as Box<dyn Write + Send>),
-        None => Err(ErrorKind::NotFound.into()),
-    };
-    let settings = Settings::default();
-    let (audit, writer) =
-        writer::start_with(&settings, &Registry::new(), "tape", Box::new(open)).unwrap();
     request(&audit, "/torn").finish(Outcome::Completed, 0, 0);
     eventually("the write fails", || audit.healthy().is_err());
     audit.reopen();
@@ -552,25 +602,75 @@ fn a_line_torn_by_a_full_disk_is_whole_in_the_file_opened_after() {
         .map(|line| line["context"]["path"].clone())
         .collect();
     assert_eq!(paths, ["/torn", "/next"]);
+
+    // The second file says what is at the end of the first, and goes on from what was whole there.
+    let dir = tempfile::tempdir().unwrap();
+    let files: Vec<_> = (0..2)
+        .map(|number| {
+            let path = dir.path().join(number.to_string());
+            fs::write(&path, tapes[number].bytes()).unwrap();
+            Input::File(path)
+        })
+        .collect();
+    let report = verify(&files, &[]).unwrap();
+    assert_eq!(report.findings, []);
+    assert_eq!((report.logs[0].torn, report.logs[0].records), (1, 2));
 }
 
 #[test]
-fn half_a_line_left_by_a_crash_does_not_swallow_the_next() {
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("audit");
-    let settings = Settings {
-        sink: Sink::File(path.clone()),
-        ..Settings::default()
-    };
-    for (before, kept) in [("{}\n{\"time", "{}\n{\"time\n"), ("{}\n", "{}\n"), ("", "")] {
-        std::fs::write(&path, before).unwrap();
-        let (audit, writer) = Audit::start(&settings, &Registry::new()).unwrap();
-        request(&audit, "/").finish(Outcome::Completed, 0, 0);
-        writer.stop(PATIENCE).unwrap();
-        let text = std::fs::read_to_string(&path).unwrap();
-        let added = text.strip_prefix(kept).unwrap();
-        assert_eq!(parsed(added.as_bytes()).len(), 1, "{text}");
+fn half_a_line_left_by_a_crash_is_closed_and_marked() {
+    let log = Scratch::new();
+    log.run(&["/1", "/2"]);
+    for (cut, torn) in [(0, 0), (1, 0), (30, 1), (200, 2), (0, 2)] {
+        let whole = log.bytes();
+        fs::write(&log.path, &whole[..whole.len() - cut]).unwrap();
+        log.run(&["/more"]);
+        let report = log.verify();
+        assert_eq!(report.findings, [], "{cut}");
+        assert_eq!((report.logs.len(), report.logs[0].torn), (1, torn), "{cut}");
     }
+    // What was torn cannot be changed afterwards, nor taken for another.
+    let text = String::from_utf8(log.bytes()).unwrap();
+    let torn = text.lines().position(|line| !line.ends_with('}')).unwrap();
+    let mut lines: Vec<_> = text.lines().map(str::to_owned).collect();
+    lines[torn].push('x');
+    fs::write(&log.path, lines.join("\n") + "\n").unwrap();
+    assert_eq!(
+        log.faults(),
+        [(torn as u64 + 1, Fault::Foreign { lines: 1 })]
+    );
+}
+
+#[test]
+fn a_crash_while_the_head_was_written_is_no_end_of_the_log() {
+    let log = Scratch::rotating(Rotate {
+        size: None,
+        age: Some(Duration::from_secs(3600)),
+        keep: 14,
+    });
+    log.run(&["/1"]);
+    let aside = log.dir.path().join("audit.jsonl.20200101T000000Z-000001");
+    for left in ["", "{\"kind\":\"fi"] {
+        fs::rename(&log.path, &aside).unwrap();
+        fs::write(&log.path, left).unwrap();
+        log.run(&["/2"]);
+        let report = log.verify();
+        assert_eq!(report.findings, [], "{left}");
+        assert_eq!((report.logs.len(), report.logs[0].files.len()), (1, 2));
+    }
+}
+
+#[test]
+fn a_file_that_is_not_ours_is_moved_aside() {
+    let log = Scratch::new();
+    fs::write(&log.path, "{}\n{\"time").unwrap();
+    log.run(&["/1"]);
+    let [aside] = &log.aside()[..] else {
+        panic!("{:?}", log.aside());
+    };
+    assert_eq!(fs::read(aside).unwrap(), b"{}\n{\"time");
+    let report = verify(&[Input::File(log.path.clone())], &[]).unwrap();
+    assert_eq!((report.findings, report.logs[0].records), (vec![], 1));
 }
 
 #[test]
@@ -664,12 +764,54 @@ fn settings_default_to_recording_everything_and_refusing_otherwise() {
             .unwrap(),
         Settings {
             sink: Sink::File("/a/b".into()),
+            rotate: None,
             level: Level::Denials,
             on_failure: OnFailure::Continue,
             queue: 100,
             fingerprint_key: Some("/k".into()),
         }
     );
+    let rotate = read("path: /a\nrotate: { size: 100 MiB, age: 24h, keep: 3 }").unwrap();
+    assert_eq!(
+        rotate.rotate,
+        Some(Rotate {
+            size: Some(100 << 20),
+            age: Some(Duration::from_secs(24 * 3600)),
+            keep: 3,
+        })
+    );
+    assert_eq!(
+        read("socket: /a/b\nformat: journald").unwrap().sink,
+        Sink::Socket("/a/b".into(), Format::Journald)
+    );
+    for (text, mistakes) in [
+        (
+            "path: /a\nsocket: /b",
+            "a.yaml:2: socket: a file is named already",
+        ),
+        (
+            "socket: /b\nrotate: { age: 1h }",
+            "a.yaml:2: rotate: there is no file to rotate",
+        ),
+        (
+            "format: json",
+            "a.yaml:1: format: this is for a socket, and none is named",
+        ),
+        (
+            "path: /a\nrotate: { keep: 3 }",
+            "a.yaml:2: rotate: nothing says when to rotate",
+        ),
+        (
+            "path: /a\nrotate: { size: 100 }",
+            "a.yaml:2: rotate.size: `100` is not an amount of bytes",
+        ),
+        (
+            "path: /a\nrotate: { size: 1 KiB }",
+            "a.yaml:2: rotate.size: `1 KiB` is out of range: from 65536 to 1099511627776 bytes",
+        ),
+    ] {
+        assert_eq!(read(text).unwrap_err().to_string(), mistakes);
+    }
     assert_eq!(
         read("level: some\nqueue: 0").unwrap_err().to_string(),
         "a.yaml:1: level: `some` is not known here\n\
@@ -681,4 +823,332 @@ fn settings_default_to_recording_everything_and_refusing_otherwise() {
 fn a_record_is_small_because_every_open_exchange_holds_one() {
     let size = size_of::<Record>();
     assert!(size <= 512, "{size}");
+}
+
+/// A directory with an audit file that processes write to, one after the other.
+struct Scratch {
+    dir: tempfile::TempDir,
+    path: PathBuf,
+    settings: Settings,
+}
+
+impl Scratch {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("audit.jsonl");
+        Self {
+            settings: Settings {
+                sink: Sink::File(path.clone()),
+                ..Settings::default()
+            },
+            dir,
+            path,
+        }
+    }
+
+    fn rotating(rotate: Rotate) -> Self {
+        let mut log = Self::new();
+        log.settings.rotate = Some(rotate);
+        log
+    }
+
+    fn start(&self) -> (Audit, Writer) {
+        Audit::start(&self.settings, &Registry::new()).unwrap()
+    }
+
+    /// The life of one process.
+    fn run(&self, paths: &[&str]) {
+        let (audit, writer) = self.start();
+        for path in paths {
+            request(&audit, path).finish(Outcome::Completed, 0, 0);
+        }
+        writer.stop(PATIENCE).unwrap();
+    }
+
+    fn bytes(&self) -> Vec<u8> {
+        fs::read(&self.path).unwrap()
+    }
+
+    /// What rotation left, the oldest first.
+    fn aside(&self) -> Vec<PathBuf> {
+        let mut aside: Vec<_> = fs::read_dir(self.dir.path())
+            .unwrap()
+            .map(|entry| entry.unwrap().path())
+            .filter(|path| *path != self.path)
+            .collect();
+        aside.sort();
+        aside
+    }
+
+    /// Of all files, given in an order that is not theirs.
+    fn verify(&self) -> Report {
+        let mut files = vec![Input::File(self.path.clone())];
+        files.extend(self.aside().into_iter().map(Input::File));
+        verify(&files, &[]).unwrap()
+    }
+
+    fn faults(&self) -> Vec<(u64, Fault)> {
+        let findings = self.verify().findings.into_iter();
+        findings
+            .map(|finding| (finding.line, finding.fault))
+            .collect()
+    }
+}
+
+fn heads(bytes: &[u8]) -> Vec<Link> {
+    let lines = bytes.split(|byte| *byte == b'\n');
+    lines
+        .filter_map(|line| Some(Sealed::parse(line)?.chain))
+        .collect()
+}
+
+#[test]
+fn a_log_goes_on_through_restarts() {
+    let log = Scratch::new();
+    log.run(&["/1"]);
+    log.run(&["/2"]);
+    log.run(&[]);
+    let report = log.verify();
+    assert_eq!(report.findings, []);
+    assert_eq!((report.logs.len(), report.logs[0].records), (1, 2));
+    assert!(report.logs[0].stopped);
+    assert_eq!(report.logs[0].head, heads(&log.bytes()).last().copied());
+}
+
+#[test]
+fn a_value_noted_elsewhere_is_found_again_or_missed() {
+    let log = Scratch::new();
+    log.run(&["/1"]);
+    let (audit, writer) = log.start();
+    eventually("it says where it stands", || audit.chain().is_some());
+    let noted = audit.chain().unwrap().head();
+    request(&audit, "/2").finish(Outcome::Completed, 0, 0);
+    writer.stop(PATIENCE).unwrap();
+    let files = [Input::File(log.path.clone())];
+    let report = verify(&files, &[noted]).unwrap();
+    assert!(report.is_sound());
+    assert_eq!(report.anchors[0].line, 4);
+
+    // Cut off at the end, it is sound in itself.
+    let text = String::from_utf8(log.bytes()).unwrap();
+    let cut: Vec<_> = text.lines().take(3).collect();
+    fs::write(&log.path, cut.join("\n") + "\n").unwrap();
+    assert!(verify(&files, &[]).unwrap().is_sound());
+    let report = verify(&files, &[noted]).unwrap();
+    assert!(!report.is_sound() && report.anchors[0].file.is_none());
+}
+
+#[test]
+fn a_second_writer_is_turned_away_and_told_why() {
+    let log = Scratch::new();
+    let (_audit, writer) = log.start();
+    let error = Audit::start(&log.settings, &Registry::new()).unwrap_err();
+    let told = error.to_string();
+    assert!(matches!(error, StartError::Taken { .. }), "{told}");
+    assert!(told.contains(log.path.to_str().unwrap()), "{told}");
+    writer.stop(PATIENCE).unwrap();
+    log.run(&["/free-again"]);
+}
+
+#[test]
+fn a_file_is_rotated_by_size_and_old_ones_go() {
+    let log = Scratch::rotating(Rotate {
+        size: Some(64 << 10),
+        age: None,
+        keep: 2,
+    });
+    let other = log.dir.path().join("audit.jsonl.1");
+    fs::write(&other, "not ours").unwrap();
+    let (audit, writer) = log.start();
+    let mut written = 0;
+    while audit.shared.metrics.rotations.get() < 5 {
+        eventually("room in the queue", || audit.has_room());
+        request(&audit, "/").finish(Outcome::Completed, written, 0);
+        written += 1;
+    }
+    writer.stop(PATIENCE).unwrap();
+    assert_eq!(fs::read(&other).unwrap(), b"not ours");
+    fs::remove_file(other).unwrap();
+    let aside = log.aside();
+    assert_eq!(aside.len(), 2, "{aside:?}");
+    let mut numbers = Vec::new();
+    for file in aside.iter().chain([&log.path]) {
+        let bytes = fs::read(file).unwrap();
+        assert!(bytes.len() < 200 << 10, "{}", bytes.len());
+        let records = parsed(&bytes);
+        numbers.extend(
+            records
+                .iter()
+                .map(|line| line["bytes_in"].as_u64().unwrap()),
+        );
+    }
+    // No line is missing, doubled or torn.
+    assert_eq!(numbers, (numbers[0]..written).collect::<Vec<_>>());
+    let report = log.verify();
+    assert_eq!(report.findings, []);
+    assert_eq!(report.logs.len(), 1);
+    assert!(report.logs[0].first_file > 1);
+    assert!(!log.dir.path().join(".audit.jsonl.next").exists());
+}
+
+#[test]
+fn a_file_is_rotated_by_age_even_if_nothing_happens() {
+    let log = Scratch::rotating(Rotate {
+        size: None,
+        age: Some(Duration::from_secs(1)),
+        keep: 14,
+    });
+    let (audit, writer) = log.start();
+    request(&audit, "/").finish(Outcome::Completed, 0, 0);
+    eventually("it is rotated", || {
+        audit.shared.metrics.rotations.get() == 1
+    });
+    writer.stop(PATIENCE).unwrap();
+    assert_eq!(log.aside().len(), 1);
+    assert_eq!(log.verify().findings, []);
+}
+
+#[test]
+fn a_rotation_that_fails_changes_nothing() {
+    let log = Scratch::rotating(Rotate {
+        size: Some(64 << 10),
+        age: None,
+        keep: 2,
+    });
+    // Nothing can be made where the next file would be.
+    let next = log.dir.path().join(".audit.jsonl.next");
+    fs::create_dir_all(next.join("full")).unwrap();
+    let (audit, writer) = log.start();
+    for number in 0..1000 {
+        eventually("room in the queue", || audit.has_room());
+        request(&audit, "/").finish(Outcome::Completed, number, 0);
+    }
+    writer.stop(PATIENCE).unwrap();
+    fs::remove_dir_all(next).unwrap();
+    assert!(log.aside().is_empty());
+    assert_eq!(parsed(&log.bytes()).len(), 1000);
+    assert_eq!(log.verify().findings, []);
+}
+
+#[test]
+fn files_moved_away_by_somebody_else_stay_in_the_chain() {
+    let log = Scratch::new();
+    let (audit, writer) = log.start();
+    for number in 1..4_u64 {
+        request(&audit, "/").finish(Outcome::Completed, number, 0);
+        eventually("it is written", || {
+            audit.shared.metrics.records.get() == number
+        });
+        fs::rename(&log.path, log.dir.path().join(format!("moved.{number}"))).unwrap();
+        // As logrotate's `create` does.
+        if number == 2 {
+            fs::write(&log.path, "").unwrap();
+        }
+        audit.reopen();
+        eventually("the file is begun anew", || {
+            fs::metadata(&log.path).is_ok_and(|about| about.len() > 0)
+        });
+    }
+    // Nothing was moved: nothing changes.
+    audit.reopen();
+    writer.stop(PATIENCE).unwrap();
+    let report = log.verify();
+    assert_eq!(report.findings, []);
+    assert_eq!((report.logs.len(), report.logs[0].files.len()), (1, 4));
+    assert_eq!(report.logs[0].records, 3);
+    // Without the second, the third does not follow.
+    fs::remove_file(log.dir.path().join("moved.2")).unwrap();
+    assert_eq!(log.faults(), [(1, Fault::Removed { from: 3, to: 4 })]);
+}
+
+#[test]
+fn a_receiver_may_be_away_full_and_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("socket");
+    let settings = Settings {
+        sink: Sink::Socket(path.clone(), Format::Json),
+        ..Settings::default()
+    };
+    let (audit, writer) = Audit::start(&settings, &Registry::new()).unwrap();
+    eventually("it is missed", || audit.healthy().is_err());
+    let reason = audit.healthy().unwrap_err();
+    assert!(reason.contains("there is no such socket"), "{reason}");
+    assert!(audit.open(Kind::Request, &connection()).is_err());
+
+    let mut received = Vec::new();
+    let receive = |socket: &UnixDatagram, received: &mut Vec<u8>| {
+        let mut bytes = vec![0; 64 << 10];
+        let length = socket.recv(&mut bytes).unwrap();
+        assert!(!bytes[..length].contains(&b'\n'));
+        received.extend(&bytes[..length]);
+        received.push(b'\n');
+    };
+    let bind = |path: &Path| {
+        let socket = UnixDatagram::bind(path).unwrap();
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        socket
+    };
+    let receiver = bind(&path);
+    receive(&receiver, &mut received);
+    eventually("it is well", || audit.healthy().is_ok());
+    request(&audit, "/1").finish(Outcome::Completed, 0, 0);
+    receive(&receiver, &mut received);
+
+    // It reads no more: in the end there is no room.
+    let mut sent = 1;
+    while let Ok(record) = audit.open(Kind::Request, &connection()) {
+        record.finish(Outcome::Completed, 0, 0);
+        sent += 1;
+    }
+    eventually("it is full", || audit.healthy().is_err());
+    let reason = audit.healthy().unwrap_err();
+    assert!(reason.contains("does not read"), "{reason}");
+    for _ in 1..sent {
+        receive(&receiver, &mut received);
+    }
+    eventually("it is well again", || audit.healthy().is_ok());
+
+    // It goes, and comes back with another socket.
+    drop(receiver);
+    request(&audit, "/waiting").finish(Outcome::Completed, 0, 0);
+    eventually("it is missed", || audit.healthy().is_err());
+    let reason = audit.healthy().unwrap_err();
+    assert!(reason.contains("nobody receives there"), "{reason}");
+    fs::remove_file(&path).unwrap();
+    let receiver = bind(&path);
+    receive(&receiver, &mut received);
+    writer.stop(PATIENCE).unwrap();
+    receive(&receiver, &mut received);
+    assert_eq!(audit.shared.metrics.lost.get(), 0);
+    let report = verify_lines("socket", &received[..], &[]).unwrap();
+    assert_eq!(report.findings, []);
+    assert_eq!(report.logs[0].records, sent + 1);
+}
+
+#[test]
+fn what_is_too_long_for_a_datagram_is_lost_and_said_to_be() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("socket");
+    let receiver = UnixDatagram::bind(&path).unwrap();
+    receiver.set_read_timeout(Some(PATIENCE)).unwrap();
+    let settings = Settings {
+        sink: Sink::Socket(path, Format::Json),
+        ..Settings::default()
+    };
+    let (audit, writer) = Audit::start(&settings, &Registry::new()).unwrap();
+    let long = Arc::new(Connection {
+        service: "x".repeat(100_000).into(),
+        ..(*connection()).clone()
+    });
+    let record = audit.open(Kind::Request, &long).unwrap();
+    record.finish(Outcome::Completed, 0, 0);
+    request(&audit, "/next").finish(Outcome::Completed, 0, 0);
+    writer.stop(PATIENCE).unwrap();
+    let mut bytes = vec![0; 64 << 10];
+    receiver.recv(&mut bytes).unwrap();
+    let length = receiver.recv(&mut bytes).unwrap();
+    let line: Value = serde_json::from_slice(&bytes[..length]).unwrap();
+    assert_eq!(line["context"]["path"], "/next");
+    assert_eq!(line["lost"], 1);
+    assert_eq!(audit.shared.metrics.lost.get(), 1);
 }

@@ -1,20 +1,23 @@
-//! How do records reach the file? One thread takes what waits, makes lines, writes them in one call.
+//! How do records reach the file? One thread takes what waits, makes lines, chains them and writes them in
+//! one call.
 
 use std::fmt;
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{self, ErrorKind, Write};
 use std::os::fd::AsFd;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
-use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant, SystemTime};
 
 use prometheus::{IntCounter, PullingGauge, Registry};
 
+use super::chain::{Chain, Sealed, Torn};
+use super::file::{Found, LogFile, OpenError, Start};
+use super::socket::Datagrams;
 use super::{Audit, Ended, Lane, Metrics, Settings, Shared, Sink, line, lock};
+use crate::identity::SpiffeId;
 
 /// The writer's thread. Stop it last: when whatever keeps records has ended.
 #[derive(Debug)]
@@ -70,6 +73,14 @@ pub enum StartError {
         #[source]
         source: io::Error,
     },
+    /// Two writers would break each other's chain.
+    #[error(
+        "another process writes to the audit file {file}: give each sidecar a file of its own in `audit.path`"
+    )]
+    Taken {
+        /// The file.
+        file: String,
+    },
     /// The thread cannot be started.
     #[error("cannot start the audit writer")]
     Thread(#[source] io::Error),
@@ -78,33 +89,71 @@ pub enum StartError {
     Metrics(#[source] prometheus::Error),
 }
 
+/// Where lines go.
+pub(super) trait Output: Send {
+    /// Writes some of `lines`, which begin where the call before ended; says how many bytes.
+    fn write(&mut self, lines: &[u8]) -> io::Result<usize>;
+
+    /// How long one line may be, in bytes.
+    fn longest(&self) -> usize {
+        usize::MAX
+    }
+
+    /// Begins another file if ours was moved away; false if it was not. After an error, ours stays in use.
+    fn reopen(&mut self) -> io::Result<bool> {
+        Ok(false)
+    }
+
+    /// When the file is to be rotated, if it is.
+    fn due(&self, _now: SystemTime) -> Option<Duration> {
+        None
+    }
+
+    /// Moves the file aside as number `number` of its log, and begins another. After an error, the same
+    /// stays in use.
+    fn rotate(&mut self, _number: u64) -> io::Result<()> {
+        Ok(())
+    }
+}
+
 pub(super) fn start(
     settings: &Settings,
     registry: &Registry,
 ) -> Result<(Audit, Writer), StartError> {
-    match settings.sink.clone() {
-        Sink::Stdout => start_with(settings, registry, "stdout", Box::new(stdout)),
-        Sink::File(path) => {
-            let name = path.display().to_string();
-            start_with(settings, registry, &name, Box::new(move || file(&path)))
+    let (output, found): (Box<dyn Output>, _) = match &settings.sink {
+        Sink::Stdout => {
+            let output = Stdout::open().map_err(|source| StartError::Open {
+                sink: "stdout".into(),
+                source,
+            })?;
+            (Box::new(output), Found::default())
         }
-    }
+        Sink::File(path) => {
+            let file = path.display().to_string();
+            match LogFile::open(path, settings.rotate) {
+                Ok((output, found)) => (Box::new(output), found),
+                Err(OpenError::Taken) => return Err(StartError::Taken { file }),
+                Err(OpenError::Io(source)) => return Err(StartError::Open { sink: file, source }),
+            }
+        }
+        Sink::Socket(path, format) => {
+            let output = Datagrams::open(path.clone(), *format);
+            let output = output.map_err(|source| StartError::Open {
+                sink: path.display().to_string(),
+                source,
+            })?;
+            (Box::new(output), Found::default())
+        }
+    };
+    start_with(settings, registry, output, found)
 }
-
-/// Opens the sink, at the start and again for [`Audit::reopen`].
-type Open = Box<dyn FnMut() -> io::Result<Output> + Send>;
-type Output = Box<dyn Write + Send>;
 
 pub(super) fn start_with(
     settings: &Settings,
     registry: &Registry,
-    sink: &str,
-    mut open: Open,
+    output: Box<dyn Output>,
+    found: Found,
 ) -> Result<(Audit, Writer), StartError> {
-    let output = open().map_err(|source| StartError::Open {
-        sink: sink.into(),
-        source,
-    })?;
     let shared = Arc::new(Shared {
         level: settings.level,
         on_failure: settings.on_failure,
@@ -115,27 +164,21 @@ pub(super) fn start_with(
         reopen: AtomicBool::new(false),
         asleep: AtomicBool::new(false),
         thread: OnceLock::new(),
+        chain: Mutex::default(),
         metrics: Metrics::new().map_err(StartError::Metrics)?,
     });
     register(&shared, registry).map_err(StartError::Metrics)?;
     let stop = Arc::new(Stop::default());
     let (tell_done, done) = mpsc::channel();
-    let mut work = Work {
-        shared: shared.clone(),
-        stop: stop.clone(),
-        open,
-        output,
-        batch: None,
-        buffer: Vec::new(),
-        written: 0,
-        held: 0,
-    };
+    let mut work = Work::new(shared.clone(), stop.clone(), output, found);
     let thread = thread::Builder::new()
         .name("audit".into())
         .spawn(move || {
             work.run();
             // Nothing is written from here on.
             work.shared.failed("the audit writer has ended".into());
+            // The file is free for another process before anybody is told.
+            drop(work);
             let _ = tell_done.send(());
         })
         .map_err(StartError::Thread)?;
@@ -147,30 +190,19 @@ pub(super) fn start_with(
     Ok((audit, Writer { shared, stop, done }))
 }
 
-fn stdout() -> io::Result<Output> {
-    // Not `io::Stdout`: its line buffer would keep what a failed write left.
-    let fd = io::stdout().as_fd().try_clone_to_owned()?;
-    Ok(Box::new(File::from(fd)))
+struct Stdout(File);
+
+impl Stdout {
+    fn open() -> io::Result<Self> {
+        // Not `io::Stdout`: its line buffer would keep what a failed write left.
+        Ok(Self(io::stdout().as_fd().try_clone_to_owned()?.into()))
+    }
 }
 
-fn file(path: &Path) -> io::Result<Output> {
-    let mut options = OpenOptions::new();
-    options.append(true).create(true).mode(0o600);
-    let mut file = options.open(path)?;
-    let about = file.metadata()?;
-    // A crash may have left half a line, which must not swallow the next one.
-    if about.is_file()
-        && about.len() > 0
-        // A file that we may only write is written as it is.
-        && let Ok(readable) = File::open(path)
-    {
-        let mut last = [0];
-        readable.read_exact_at(&mut last, about.len() - 1)?;
-        if last != *b"\n" {
-            file.write_all(b"\n")?;
-        }
+impl Output for Stdout {
+    fn write(&mut self, lines: &[u8]) -> io::Result<usize> {
+        self.0.write(lines)
     }
-    Ok(Box::new(file))
 }
 
 #[derive(Debug, Default)]
@@ -185,13 +217,26 @@ struct Stop {
 struct Work {
     shared: Arc<Shared>,
     stop: Arc<Stop>,
-    open: Open,
-    output: Output,
+    output: Box<dyn Output>,
     batch: Option<Batch>,
     /// Lines on their way out; `written` bytes of them are out, `held` records are in them.
     buffer: Vec<u8>,
     written: usize,
     held: u64,
+    /// Where the chain stands after the last line in the buffer, and before the first.
+    chain: Chain,
+    before: Chain,
+    /// Our own SPIFFE ID, as the last record says.
+    own: Option<SpiffeId>,
+    /// Records that could not be written, and that no line has told of yet.
+    lost: u64,
+    /// Records are in the file, so that it is worth a rotation.
+    has_records: bool,
+    /// When a rotation that failed is tried again.
+    rotate_after: Option<Instant>,
+    /// The last value of the chain that the log tells of, and since when.
+    told: (Chain, Instant),
+    has_stopped: bool,
 }
 
 /// What was taken from one lane and is not in the buffer yet.
@@ -201,6 +246,40 @@ struct Batch {
 }
 
 impl Work {
+    fn new(shared: Arc<Shared>, stop: Arc<Stop>, output: Box<dyn Output>, found: Found) -> Self {
+        let now = SystemTime::now();
+        let before = found.chain.unwrap_or_else(Chain::new);
+        let mut chain = before;
+        let mut buffer = Vec::new();
+        if found.is_unended {
+            // A crash has left half a line, which must not swallow the next one.
+            buffer.push(b'\n');
+        }
+        match found.start {
+            Start::Empty | Start::Fragment => {
+                chain.begin_file(&mut buffer, now, None, found.torn);
+            }
+            Start::Lines => chain.resume(&mut buffer, now, found.torn),
+        }
+        Self {
+            shared,
+            stop,
+            output,
+            batch: None,
+            buffer,
+            written: 0,
+            held: 0,
+            chain,
+            before,
+            own: None,
+            lost: 0,
+            has_records: found.start == Start::Lines,
+            rotate_after: None,
+            told: (before, Instant::now()),
+            has_stopped: false,
+        }
+    }
+
     fn run(&mut self) {
         while !self.stop.abandoned.load(Ordering::Acquire) {
             // Looked at first: what was recorded before the stop is then certain to be drained.
@@ -209,7 +288,8 @@ impl Work {
                 self.reopen();
             }
             match self.drain() {
-                Ok(_) if last => return,
+                Ok(_) if last && self.has_stopped => return self.tell(),
+                Ok(_) if last => self.say_stopped(),
                 // More will have come by then, and goes out with one call.
                 Ok(wrote) if wrote > 0 => thread::park_timeout(LINGER),
                 Ok(_) => self.sleep(),
@@ -220,6 +300,9 @@ impl Work {
                     self.shared.failed(error.to_string());
                     thread::park_timeout(RETRY);
                 }
+            }
+            if self.until_told() == Some(Duration::ZERO) {
+                self.tell();
             }
         }
     }
@@ -237,14 +320,17 @@ impl Work {
                     Err(error) => return Err(error),
                 }
             }
-            if self.held > 0 {
+            if !self.buffer.is_empty() {
                 self.shared.metrics.records.inc_by(self.held);
+                *lock(&self.shared.chain) = Some(self.chain);
                 self.shared.recovered();
             }
             records += self.held;
             self.held = 0;
             self.written = 0;
             self.buffer.clear();
+            self.before = self.chain;
+            self.rotate_if_due();
             self.fill();
             if self.buffer.is_empty() {
                 return Ok(records);
@@ -266,8 +352,27 @@ impl Work {
             while self.buffer.len() < CHUNK
                 && let Some(ended) = batch.records.next()
             {
+                let start = self.buffer.len();
                 line::write(&mut self.buffer, &ended);
+                self.lost += ended.lost;
+                let length = self.buffer.len() - start;
+                if length > self.output.longest() {
+                    tracing::error!(
+                        length,
+                        "an audit record is too long for the socket; it is lost"
+                    );
+                    self.buffer.truncate(start);
+                    self.shared.metrics.lost.inc();
+                    self.lost += 1;
+                    continue;
+                }
+                let lost = std::mem::take(&mut self.lost);
+                self.chain.seal(&mut self.buffer, start, lost);
                 self.held += 1;
+                self.has_records = true;
+                if ended.facts.connection.own != self.own {
+                    self.own.clone_from(&ended.facts.connection.own);
+                }
             }
             let taken = before - batch.records.len();
             batch.lane.length.fetch_sub(taken, Ordering::Relaxed);
@@ -286,27 +391,112 @@ impl Work {
             && !self.shared.reopen.load(Ordering::Acquire)
             && !self.stop.asked.load(Ordering::Acquire);
         if idle {
-            thread::park();
+            match self
+                .until_rotated()
+                .into_iter()
+                .chain(self.until_told())
+                .min()
+            {
+                Some(due) => thread::park_timeout(due),
+                None => thread::park(),
+            }
         }
         self.shared.asleep.store(false, Ordering::SeqCst);
     }
 
+    /// Called where nothing waits in the buffer, so that the old file ends with a whole line.
+    fn rotate_if_due(&mut self) {
+        if self.until_rotated() != Some(Duration::ZERO) {
+            return;
+        }
+        match self.output.rotate(self.chain.file()) {
+            Ok(()) => {
+                self.tell();
+                self.shared.metrics.rotations.inc();
+                self.rotate_after = None;
+                self.begin_file(None);
+            }
+            Err(error) => {
+                tracing::error!(%error, "cannot rotate the audit file; the same stays in use");
+                self.rotate_after = Some(Instant::now() + ROTATE_AGAIN);
+            }
+        }
+    }
+
+    /// How long until the file is to be rotated; `None` if that is not for time to bring.
+    fn until_rotated(&self) -> Option<Duration> {
+        let due = self
+            .output
+            .due(SystemTime::now())
+            .filter(|_| self.has_records)?;
+        let again = self.rotate_after.map_or(Duration::ZERO, |after| {
+            after.saturating_duration_since(Instant::now())
+        });
+        Some(due.max(again))
+    }
+
+    fn begin_file(&mut self, torn: Option<Torn>) {
+        let own = self.own.as_ref().map(|own| own.as_str().to_owned());
+        self.chain
+            .begin_file(&mut self.buffer, SystemTime::now(), own, torn);
+        self.has_records = false;
+    }
+
     fn reopen(&mut self) {
-        match (self.open)() {
-            Ok(output) => {
-                self.output = output;
-                // A line begun in the old file is written whole in the new one.
-                let begun = &self.buffer[..self.written];
-                self.written = begun
-                    .iter()
-                    .rposition(|b| *b == b'\n')
-                    .map_or(0, |at| at + 1);
+        match self.output.reopen() {
+            Ok(true) => {
+                self.leave_file();
                 tracing::info!("the audit file was opened anew");
             }
+            Ok(false) => tracing::info!("the audit file is still the same"),
             Err(error) => {
                 tracing::error!(%error, "cannot open the audit file anew; the old one stays in use");
             }
         }
+    }
+
+    /// Goes on in another file: a line begun in the old one is written whole in the new one.
+    fn leave_file(&mut self) {
+        let lines = std::mem::take(&mut self.buffer);
+        let (written, waiting) = lines.split_at(self.written);
+        let begun = written.iter().rposition(|b| *b == b'\n');
+        let (whole, begun) = written.split_at(begun.map_or(0, |at| at + 1));
+        let last = whole.split(|b| *b == b'\n').rev().find_map(Sealed::parse);
+        let mut at = last.map_or(self.before, |last| self.chain.at(&last));
+        let mut rest = [begun, waiting].concat();
+        let mut torn = Torn::of(begun);
+        if let Some(last) = Sealed::unended(begun, at.head()) {
+            at = at.at(&last);
+            (rest, torn) = (waiting.to_vec(), None);
+        }
+        (self.chain, self.before) = (at, at);
+        self.written = 0;
+        self.begin_file(torn);
+        self.chain.seal_again(&mut self.buffer, &rest);
+    }
+
+    fn say_stopped(&mut self) {
+        let lanes = lock(&self.shared.lanes);
+        let lost: u64 = lanes.iter().map(|lane| lane.take_lost()).sum();
+        drop(lanes);
+        let lost = lost + std::mem::take(&mut self.lost);
+        self.chain.stop(&mut self.buffer, SystemTime::now(), lost);
+        self.has_stopped = true;
+    }
+
+    /// How long until the log tells where the chain stands; `None` if it has.
+    fn until_told(&self) -> Option<Duration> {
+        let (told, since) = self.told;
+        (told != self.before).then(|| TELL_EVERY.saturating_sub(since.elapsed()))
+    }
+
+    /// Says where the chain stands: the log is kept elsewhere, so this anchors the file.
+    fn tell(&mut self) {
+        if self.told.0 != self.before {
+            let (log, lines) = (self.before.log(), self.before.lines());
+            tracing::info!(%log, lines, head = %self.before.head(), "the audit chain");
+        }
+        self.told = (self.before, Instant::now());
     }
 }
 
@@ -366,7 +556,11 @@ impl Metrics {
             lost: IntCounter::new(
                 "doorward_audit_lost_total",
                 "Audit records that could not be kept. Stays 0 with `audit.on_failure: deny`, except for \
-                 what is left when the process ends.",
+                 what is left when the process ends, and for what is too long for a socket.",
+            )?,
+            rotations: IntCounter::new(
+                "doorward_audit_rotations_total",
+                "Audit files that were moved aside by `audit.rotate`.",
             )?,
             refused: IntCounter::new(
                 "doorward_audit_refused_total",
@@ -381,8 +575,9 @@ fn register(shared: &Arc<Shared>, registry: &Registry) -> prometheus::Result<()>
         records,
         lost,
         refused,
+        rotations,
     } = shared.metrics.clone();
-    for counter in [records, lost, refused] {
+    for counter in [records, lost, refused, rotations] {
         registry.register(Box::new(counter))?;
     }
     let at = shared.clone();
@@ -408,7 +603,13 @@ fn register(shared: &Arc<Shared>, registry: &Registry) -> prometheus::Result<()>
 const LINGER: Duration = Duration::from_millis(5);
 
 /// How soon a failed write is tried again.
-const RETRY: Duration = Duration::from_millis(200);
+pub(super) const RETRY: Duration = Duration::from_millis(200);
 
 /// How many bytes of lines go into one call.
 const CHUNK: usize = 64 * 1024;
+
+/// How soon a failed rotation is tried again.
+const ROTATE_AGAIN: Duration = Duration::from_secs(60);
+
+/// How often the log tells where the chain stands, while it grows.
+const TELL_EVERY: Duration = Duration::from_secs(300);

@@ -468,6 +468,8 @@ impl Sidecar {
         complete
             .lines()
             .map(|line| serde_json::from_str(line).unwrap())
+            // The head of the file, and what else is no record, has no name.
+            .filter(|line: &Value| line.get("id").is_some())
             .collect()
     }
 

@@ -37,8 +37,12 @@ impl Audit {
     pub(super) fn since(&self, mark: Mark) -> Vec<Value> {
         let text = self.read(mark).unwrap_or_default();
         let lines = String::from_utf8_lossy(&text);
-        let records = lines.lines().map(serde_json::from_str);
-        records.filter_map(Result::ok).collect()
+        let lines = lines.lines().map(serde_json::from_str);
+        // The head of the file, and what else is no record, has no name.
+        let records = lines.filter_map(Result::ok);
+        records
+            .filter(|line: &Value| line.get("id").is_some())
+            .collect()
     }
 
     fn read(&self, mark: Mark) -> io::Result<Vec<u8>> {
@@ -101,9 +105,13 @@ mod tests {
         let path = dir.path().join("audit.jsonl");
         let audit = Audit::at(path.clone());
         assert!(audit.since(audit.mark()).is_empty());
-        std::fs::write(&path, "{\"id\":1}\n").unwrap();
+        std::fs::write(&path, "{\"kind\":\"file\"}\n{\"id\":1}\n").unwrap();
         let mark = audit.mark();
-        std::fs::write(&path, "{\"id\":1}\n{\"id\":2}\n{\"id\":").unwrap();
+        std::fs::write(
+            &path,
+            "{\"kind\":\"file\"}\n{\"id\":1}\n{\"id\":2}\n{\"id\":",
+        )
+        .unwrap();
         assert_eq!(audit.since(mark), [serde_json::json!({"id": 2})]);
         assert_eq!(audit.since(Mark::default()).len(), 2);
     }
