@@ -2,10 +2,11 @@
 
 pub(super) mod filter;
 pub mod show;
+pub mod verify;
 
 use std::process::ExitCode;
 
-/// Read audit files.
+/// Read audit files, and prove them whole.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Args {
     #[command(subcommand)]
@@ -14,7 +15,8 @@ pub struct Args {
 
 #[derive(Clone, Debug, clap::Subcommand)]
 enum Command {
-    Show(show::Args),
+    Show(Box<show::Args>),
+    Verify(verify::Args),
 }
 
 /// Answers on standard output.
@@ -24,5 +26,6 @@ enum Command {
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     match args.command {
         Command::Show(args) => show::run(&args),
+        Command::Verify(args) => verify::run(&args),
     }
 }

@@ -1,5 +1,12 @@
-//! What happened is recorded, whatever happened; and what cannot be recorded does not happen.
+//! What happened is recorded, whatever happened; what cannot be recorded does not happen; and what was done
+//! to the record afterwards is found.
 
+use std::io::Write;
+use std::os::unix::net::UnixDatagram;
+use std::path::{Path, PathBuf};
+use std::process::Output;
+
+use nix::sys::signal::Signal;
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -179,17 +186,19 @@ async fn at_level_denials_only_refusals_of_requests_are_kept() {
 
 #[tokio::test]
 async fn what_cannot_be_recorded_is_refused_and_readiness_says_why() {
-    let mesh = Mesh::with(Options {
+    let mut mesh = Mesh::unidentified(Options {
         audit: Some("{ path: /dev/full }".into()),
         ..Options::default()
     })
     .await;
-    // The first record finds out that the disk is full.
+    mesh.issuer.start().await;
+    mesh.a.ready().await;
     let refused = eventually("requests are refused", async || {
         let answer = mesh.get("/").await;
-        (answer.status == 503).then_some(answer)
+        (answer.text().contains("audit_unavailable")).then_some(answer)
     })
     .await;
+    assert_eq!(refused.status, 503);
     assert_eq!(refused.json()["error"], "audit_unavailable");
     assert_eq!(
         refused.header("proxy-status"),
@@ -232,7 +241,7 @@ async fn a_rotated_file_is_opened_anew_on_sighup() {
     mesh.b.record("the first", is_request).await;
     let aside = mesh.dirs.file("b.audit.old");
     std::fs::rename(&mesh.b.audit, &aside).unwrap();
-    mesh.b.process.signal(nix::sys::signal::Signal::SIGHUP);
+    mesh.b.process.signal(Signal::SIGHUP);
     eventually("the file is there again", async || {
         mesh.b.audit.exists().then_some(())
     })
@@ -241,6 +250,240 @@ async fn a_rotated_file_is_opened_anew_on_sighup() {
     mesh.b
         .record("the second", |record| record["context"]["path"] == "/after")
         .await;
-    let old = std::fs::read_to_string(aside).unwrap();
+    let old = std::fs::read_to_string(&aside).unwrap();
     assert!(old.contains("/before") && !old.contains("/after"), "{old}");
+
+    // One chain goes through both, in whatever order they are given.
+    let output = verify(&[&mesh.b.audit, &aside]);
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    let output = verify(&[&mesh.b.audit]);
+    assert!(said(&output).contains("its first 1 files are not here"));
+}
+
+fn verify(args: &[&Path]) -> Output {
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_doorward"));
+    command.args(["audit", "verify"]).args(args);
+    command.output().unwrap()
+}
+
+fn said(output: &Output) -> String {
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+fn verified(args: &[&Path]) -> Value {
+    let mut args = args.to_vec();
+    args.push(Path::new("--json"));
+    serde_json::from_slice(&verify(&args).stdout).unwrap()
+}
+
+/// Starts `b` again, with the configuration it had.
+fn again(mesh: &Mesh, log: &str) -> Process {
+    let config = mesh.dirs.file("b.yaml");
+    let args = ["run", "--config", config.to_str().unwrap()];
+    Process::spawn("b", &mesh.dirs.program("b"), &args, &mesh.dirs.file(log))
+}
+
+#[tokio::test]
+async fn a_file_is_rotated_under_load_and_no_record_is_lost() {
+    let dirs = Dirs::new();
+    let dir = dirs.file("audit");
+    std::fs::create_dir(&dir).unwrap();
+    let file = dir.join("audit.jsonl");
+    let mut mesh = Mesh::with(Options {
+        audit: Some(format!(
+            "{{ path: '{}', rotate: {{ size: 64 KiB, keep: 1000 }} }}",
+            file.display()
+        )),
+        ..Options::default()
+    })
+    .await;
+    let clients = (0..8).map(|_| {
+        let entrance = mesh.entrance();
+        tokio::spawn(async move {
+            let mut client = Client::connect(entrance, Http::Two).await;
+            for _ in 0..100 {
+                assert_eq!(client.get("/load").await.unwrap().status, 200);
+            }
+        })
+    });
+    for client in clients.collect::<Vec<_>>() {
+        client.await.unwrap();
+    }
+    let rotations = mesh.b.metrics().await;
+    assert!(rotations.sum("doorward_audit_rotations_total", &[]) >= 3.0);
+    assert_eq!(mesh.b.terminate().await, Some(0));
+    let output = verify(&[&dir]);
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    let mut records = 0;
+    for entry in std::fs::read_dir(&dir).unwrap() {
+        mesh.b.audit = entry.unwrap().path();
+        let requests = mesh.b.audit();
+        records += requests
+            .iter()
+            .filter(|record| is_request(record) && record["context"]["path"] == "/load")
+            .count();
+    }
+    assert_eq!(records, 800);
+    assert!(verified(&[&dir])["logs"][0]["stopped"] == true);
+
+    // A whole file that is taken out of the middle is missed.
+    let mut files: Vec<_> = std::fs::read_dir(&dir)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .collect();
+    files.sort();
+    std::fs::remove_file(&files[2]).unwrap();
+    let output = verify(&[&dir]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(said(&output).contains("of the log are missing before this one"));
+}
+
+#[tokio::test]
+async fn a_killed_sidecar_goes_on_with_its_log_and_marks_the_tear() {
+    let mut mesh = Mesh::new().await;
+    assert_eq!(mesh.get("/before").await.status, 200);
+    mesh.b.record("the request", is_request).await;
+    mesh.b.process.signal(Signal::SIGKILL);
+    assert_eq!(mesh.b.process.exit().await, None);
+    // As a machine that went down in the middle of a write would leave it.
+    let mut file = std::fs::File::options()
+        .append(true)
+        .open(&mesh.b.audit)
+        .unwrap();
+    file.write_all(b"{\"time\":\"2027-01-01T00:0").unwrap();
+    assert_eq!(verified(&[&mesh.b.audit])["logs"][0]["unfinished"], true);
+
+    let mut process = again(&mesh, "b.again.log");
+    eventually("it goes on", async || {
+        process.assert_running();
+        let text = std::fs::read_to_string(&mesh.b.audit).unwrap();
+        text.contains("\"kind\":\"resumed\"").then_some(())
+    })
+    .await;
+    process.signal(Signal::SIGTERM);
+    assert_eq!(process.exit().await, Some(0));
+    let report = verified(&[&mesh.b.audit]);
+    assert_eq!(report["sound"], true, "{report}");
+    assert_eq!(report["logs"].as_array().unwrap().len(), 1);
+    assert_eq!(report["logs"][0]["torn"], 1);
+}
+
+#[tokio::test]
+async fn two_sidecars_never_write_one_file() {
+    let mesh = Mesh::new().await;
+    let mut second = again(&mesh, "second.log");
+    assert_eq!(second.exit().await, Some(2));
+    let told = second.log();
+    assert!(
+        told.contains("another process writes to the audit file")
+            && told.contains(mesh.b.audit.to_str().unwrap()),
+        "{told}"
+    );
+    assert_eq!(mesh.get("/").await.status, 200);
+}
+
+#[tokio::test]
+async fn whoever_tampers_with_a_file_is_found_and_the_line_named() {
+    let mut mesh = Mesh::with(Options {
+        b: vec!["admin: { listen: '127.0.0.1:0' }".into()],
+        ..Options::default()
+    })
+    .await;
+    for number in 1..=5 {
+        assert_eq!(mesh.get(&format!("/{number}")).await.status, 200);
+    }
+    mesh.b
+        .record("the last", |record| record["context"]["path"] == "/5")
+        .await;
+    // What the sidecar says of itself is noted elsewhere.
+    let noted = get(mesh.b.admin.unwrap(), "/audit").await.json();
+    let head = noted["head"].as_str().unwrap().to_owned();
+    assert_eq!(mesh.b.terminate().await, Some(0));
+    assert!(mesh.b.process.log().contains("the audit chain"));
+    let audit = mesh.b.audit.clone();
+    let options = ["--head", &head].map(Path::new);
+    let anchored = [&*audit, options[0], options[1]];
+    let output = verify(&anchored);
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+
+    let whole = std::fs::read_to_string(&audit).unwrap();
+    let lines: Vec<_> = whole.lines().collect();
+    let at = |path: &str| {
+        let asked = format!("\"path\":\"{path}\"");
+        lines.iter().position(|line| line.contains(&asked)).unwrap()
+    };
+    let place = |line: usize| format!("{}:{}: ", audit.display(), line + 1);
+    let tampered = |text: String| {
+        std::fs::write(&audit, text).unwrap();
+        let output = verify(&[&audit]);
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        said(&output)
+    };
+    let told = tampered(whole.replace("\"path\":\"/3\"", "\"path\":\"/x\""));
+    assert!(told.starts_with(&(place(at("/3")) + "changed")), "{told}");
+    let without = |gone: usize| {
+        let kept = lines.iter().enumerate().filter(|(at, _)| *at != gone);
+        kept.map(|(_, line)| (*line).to_owned() + "\n").collect()
+    };
+    let told = tampered(without(at("/2")));
+    assert!(told.starts_with(&(place(at("/2")) + "removed")), "{told}");
+    let mut moved = lines.clone();
+    moved.swap(at("/2"), at("/4"));
+    let told = tampered(moved.join("\n") + "\n");
+    assert!(told.starts_with(&place(at("/2"))), "{told}");
+
+    // Lines that are cut off at the end show only against what was noted.
+    std::fs::write(&audit, lines[..at("/4")].join("\n") + "\n").unwrap();
+    assert_eq!(verify(&[&audit]).status.code(), Some(0));
+    let output = verify(&anchored);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(said(&output).contains(&head), "{output:?}");
+
+    let output = verify(&[Path::new("/nowhere/audit.jsonl")]);
+    assert_eq!(output.status.code(), Some(2));
+}
+
+#[tokio::test]
+async fn a_receiver_on_a_socket_may_go_and_come_back() {
+    let dirs = Dirs::new();
+    let path: PathBuf = dirs.file("audit.sock");
+    let receiver = UnixDatagram::bind(&path).unwrap();
+    receiver.set_read_timeout(Some(SOON)).unwrap();
+    let mut mesh = Mesh::with(Options {
+        audit: Some(format!("{{ socket: '{}' }}", path.display())),
+        ..Options::default()
+    })
+    .await;
+    let receive = |receiver: &UnixDatagram| -> Value {
+        let mut bytes = vec![0; 64 << 10];
+        let length = receiver.recv(&mut bytes).unwrap();
+        serde_json::from_slice(&bytes[..length]).unwrap()
+    };
+    let received = |receiver: &UnixDatagram, path: &str| {
+        while receive(receiver)["context"]["path"] != path {}
+    };
+    assert_eq!(receive(&receiver)["kind"], "file");
+    assert_eq!(mesh.get("/here").await.status, 200);
+    received(&receiver, "/here");
+
+    drop(receiver);
+    std::fs::remove_file(&path).unwrap();
+    let refused = eventually("requests are refused", async || {
+        let answer = mesh.get("/away").await;
+        (answer.status == 503).then_some(answer)
+    })
+    .await;
+    assert_eq!(refused.json()["error"], "audit_unavailable");
+    assert_eq!(mesh.b.unready().await, ["audit"]);
+    assert!(mesh.b.readiness().await.text().contains("no such socket"));
+
+    let receiver = UnixDatagram::bind(&path).unwrap();
+    receiver.set_read_timeout(Some(SOON)).unwrap();
+    mesh.b.ready().await;
+    assert_eq!(mesh.get("/back").await.status, 200);
+    // What happened before it was known to be away waited for it.
+    received(&receiver, "/away");
+    received(&receiver, "/back");
+    let metrics = mesh.b.metrics().await;
+    assert_eq!(metrics.value("doorward_audit_lost_total", &[]), Some(0.0));
 }
