@@ -175,8 +175,7 @@ pub(super) fn start_with(
         .name("audit".into())
         .spawn(move || {
             work.run();
-            // Nothing is written from here on.
-            work.shared.failed("the audit writer has ended".into());
+            work.shared.ended();
             // The file is free for another process before anybody is told.
             drop(work);
             let _ = tell_done.send(());
@@ -539,6 +538,12 @@ impl Shared {
             tracing::error!(%reason, "cannot write the audit");
         }
         *lock(&self.failure) = Some(reason);
+    }
+
+    /// Nothing is written from here on.
+    fn ended(&self) {
+        *lock(&self.failure) = Some("the audit writer has ended".into());
+        self.healthy.store(false, Ordering::Relaxed);
     }
 
     fn recovered(&self) {
