@@ -230,6 +230,10 @@ impl Output for LogFile {
         Ok(true)
     }
 
+    fn is_gone(&self) -> bool {
+        self.is_regular && self.file.metadata().is_ok_and(|about| about.nlink() == 0)
+    }
+
     fn due(&self, now: SystemTime) -> Option<Duration> {
         let rotate = self.rotate.as_ref()?;
         if rotate.size.is_some_and(|size| self.length >= size) {

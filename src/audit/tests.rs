@@ -1062,6 +1062,24 @@ fn files_moved_away_by_somebody_else_stay_in_the_chain() {
 }
 
 #[test]
+fn a_file_that_is_removed_is_missed_and_another_begun() {
+    let log = Scratch::new();
+    let (audit, writer) = log.start();
+    request(&audit, "/1").finish(Outcome::Completed, 0, 0);
+    eventually("it is written", || audit.shared.metrics.records.get() == 1);
+    fs::remove_file(&log.path).unwrap();
+    request(&audit, "/2").finish(Outcome::Completed, 0, 0);
+    eventually("it is written", || audit.shared.metrics.records.get() == 2);
+    request(&audit, "/3").finish(Outcome::Completed, 0, 0);
+    writer.stop(PATIENCE).unwrap();
+    let report = log.verify();
+    assert_eq!(report.findings, []);
+    assert_eq!(report.logs[0].first_file, 2);
+    let last = parsed(&log.bytes()).pop().unwrap();
+    assert_eq!(last["context"]["path"], "/3");
+}
+
+#[test]
 fn a_receiver_may_be_away_full_and_back() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("socket");

@@ -104,6 +104,11 @@ pub(super) trait Output: Send {
         Ok(false)
     }
 
+    /// Whether our file was removed: what goes there goes nowhere.
+    fn is_gone(&self) -> bool {
+        false
+    }
+
     /// When the file is to be rotated, if it is.
     fn due(&self, _now: SystemTime) -> Option<Duration> {
         None
@@ -330,6 +335,12 @@ impl Work {
             self.buffer.clear();
             self.before = self.chain;
             self.rotate_if_due();
+            if self.output.is_gone() {
+                tracing::error!(
+                    "the audit file was removed while it was written; beginning another"
+                );
+                self.reopen();
+            }
             self.fill();
             if self.buffer.is_empty() {
                 return Ok(records);
