@@ -636,7 +636,7 @@ struct Shared {
     on_failure: OnFailure,
     capacity: usize,
     lanes: Mutex<Vec<Arc<Lane>>>,
-    /// What the last write failed with; `healthy` says the same to those in a hurry.
+    /// What the last write that failed did so with; `healthy` says whether it was the last of all.
     failure: Mutex<Option<String>>,
     healthy: AtomicBool,
     reopen: AtomicBool,
@@ -656,7 +656,7 @@ impl Shared {
     }
 
     fn is_healthy(&self) -> bool {
-        self.healthy.load(Ordering::Relaxed)
+        self.healthy.load(Ordering::Acquire)
     }
 
     /// Wakes the writer if it sleeps for want of work. While it is busy it looks again by itself, so this

@@ -545,21 +545,21 @@ impl Shared {
     }
 
     pub(super) fn failed(&self, reason: String) {
-        if self.healthy.swap(false, Ordering::Relaxed) {
+        // The reason first: whoever sees the failure asks for it.
+        *lock(&self.failure) = Some(reason.clone());
+        if self.healthy.swap(false, Ordering::AcqRel) {
             tracing::error!(%reason, "cannot write the audit");
         }
-        *lock(&self.failure) = Some(reason);
     }
 
     /// Nothing is written from here on.
     fn ended(&self) {
         *lock(&self.failure) = Some("the audit writer has ended".into());
-        self.healthy.store(false, Ordering::Relaxed);
+        self.healthy.store(false, Ordering::Release);
     }
 
     fn recovered(&self) {
-        if !self.is_healthy() && !self.healthy.swap(true, Ordering::Relaxed) {
-            *lock(&self.failure) = None;
+        if !self.is_healthy() && !self.healthy.swap(true, Ordering::AcqRel) {
             tracing::info!("the audit is written again");
         }
     }
