@@ -642,6 +642,8 @@ struct Shared {
     reopen: AtomicBool,
     /// The writer sleeps and wants to be woken.
     asleep: AtomicBool,
+    /// Records that the writer has made into lines and not yet written.
+    held: AtomicU64,
     thread: OnceLock<Thread>,
     /// Where the chain stands after what is written.
     chain: Mutex<Option<Chain>>,

@@ -5,7 +5,7 @@ use std::fmt;
 use std::fs::File;
 use std::io::{self, ErrorKind, Write};
 use std::os::fd::AsFd;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{self, Receiver};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::thread;
@@ -31,7 +31,8 @@ impl Writer {
     /// Writes everything that waits and ends the thread. Blocks for `patience` at most.
     ///
     /// # Errors
-    /// [`Unwritten`] if records are left when patience ends. They are counted as lost.
+    /// [`Unwritten`] if records are left when patience ends. They are counted as lost. That the log ends
+    /// without a word of the stop is no loss.
     pub fn stop(self, patience: Duration) -> Result<(), Unwritten> {
         self.stop.asked.store(true, Ordering::Release);
         self.wake();
@@ -41,9 +42,12 @@ impl Writer {
         }
         self.stop.abandoned.store(true, Ordering::Release);
         self.wake();
-        let records = self.shared.waiting();
+        let records = self.shared.waiting() + self.shared.held.load(Ordering::Acquire);
         self.shared.metrics.lost.inc_by(records);
-        Err(Unwritten { records })
+        match records {
+            0 => Ok(()),
+            records => Err(Unwritten { records }),
+        }
     }
 
     fn wake(&self) {
@@ -57,7 +61,7 @@ impl Writer {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{records} audit records could not be written")]
 pub struct Unwritten {
-    /// How many, apart from those in the last batch.
+    /// How many; of the last batch, some may be out all the same.
     pub records: u64,
 }
 
@@ -168,6 +172,7 @@ pub(super) fn start_with(
         healthy: AtomicBool::new(true),
         reopen: AtomicBool::new(false),
         asleep: AtomicBool::new(false),
+        held: AtomicU64::new(0),
         thread: OnceLock::new(),
         chain: Mutex::default(),
         metrics: Metrics::new().map_err(StartError::Metrics)?,
@@ -342,6 +347,7 @@ impl Work {
                 self.reopen();
             }
             self.fill();
+            self.shared.held.store(self.held, Ordering::Release);
             if self.buffer.is_empty() {
                 return Ok(records);
             }
