@@ -148,7 +148,7 @@ impl Chain {
     /// What follows `last` in the same log.
     pub(super) fn at(self, last: &Sealed<'_>) -> Self {
         Self {
-            next: last.seq + 1,
+            next: last.seq.saturating_add(1),
             value: last.chain,
             ..self
         }

@@ -20,6 +20,7 @@ use super::props::{self, CHECKOUT, FEED, INVOICES, Issuing, OWNER, READS};
 use super::stage::{Handle, LOOK_EVERY, PATIENCE, Stage};
 use super::stranger::{self, Stranger};
 use super::telling::{Progress, several, time};
+use crate::outcome::Outcome;
 
 /// What a step has to tell: for people, the most important line first, and for machines.
 #[derive(Debug)]
@@ -862,7 +863,9 @@ async fn bound(stage: &mut Stage, handle: &Handle, what: &str) -> anyhow::Result
 async fn until_refused(client: &mut Client, began: Instant) -> anyhow::Result<Answer> {
     loop {
         let answer = client.get(INVOICE).await?;
-        if answer.status != StatusCode::OK {
+        // One that was under way as its grant went; the next is refused for want of a grant.
+        let interrupted = answer.json()["error"] == Outcome::PermitWithdrawn.label();
+        if answer.status != StatusCode::OK && !interrupted {
             return Ok(answer);
         }
         ensure!(
