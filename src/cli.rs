@@ -1,5 +1,6 @@
 //! What can be asked of `doorward` on the command line? A file for each command.
 
+pub mod asked;
 pub mod audit;
 pub mod check;
 pub mod demo;

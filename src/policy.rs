@@ -12,8 +12,19 @@
 //! | `policy/governance.rs` | who answers for a grant and until when; who is registered |
 //! | `policy/listing.rs` | what does each policy say of itself, and whom and what does it name |
 //! | `policy/files.rs` | the policy directory, read, checked and watched |
+//!
+//! What people ask of it, apart from any connection:
+//!
+//! | file | answers |
+//! |---|---|
+//! | `policy/asked.rs` | what is asked, and what does a gate answer |
+//! | `policy/explain.rs` | why, or which grant came closest and what it lacked |
+//! | `policy/conditions.rs`, `policy/scope.rs` | what a policy asks, condition by condition, and whom it names |
 
+pub mod asked;
 pub mod cedar;
+mod conditions;
+pub mod explain;
 pub mod files;
 mod finding;
 pub mod gate;
@@ -21,6 +32,7 @@ pub mod governance;
 pub mod listing;
 mod metrics;
 mod reads;
+pub mod scope;
 mod slice;
 mod status;
 

@@ -1,261 +1,163 @@
 //! `doorward explain`: would this be allowed, by which grant, or what is missing?
-//!
-//! Asked through the same [`Gate`](crate::policy::Gate) that decides while the proxy runs.
 
-use std::net::{IpAddr, Ipv4Addr};
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
 
-use anyhow::Context;
 use serde_json::{Value, json};
 
-use crate::config::Config;
+use crate::cli::asked::{Place, Request};
 use crate::identity::SpiffeId;
-use crate::inbound;
-use crate::policy::cedar::{Engine, Missed};
-use crate::policy::files;
-use crate::policy::{
-    Act, Denial, DenialReason, Governance, Grant, Metrics, Mode, Permit, Place, Policy, Settings,
-    Subject,
-};
+use crate::policy::asked::Asked;
+use crate::policy::explain::{Explanation, Lack, Near};
+use crate::policy::{DenialReason, Grant};
 
-/// Say whether policy allows one request, and why. Exits with 0 if it is allowed, 1 if it is denied, 2
-/// after a mistake.
+/// Say whether policy allows one request, and why, or which grant comes closest and what it lacks. Exits
+/// with 0 if it is allowed, 1 if it is denied, 2 after a mistake.
+///
+/// What is not given is taken to be GET of `/`, at the host that is called like the service, from 127.0.0.1
+/// to port 8443, with a certificate that lives an hour.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Args {
-    /// The sidecar's configuration: names the policy directory and the environment.
-    #[arg(short, long, value_name = "FILE", required_unless_present = "policy")]
-    config: Option<PathBuf>,
-    /// A policy directory, without a configuration.
-    #[arg(short, long, value_name = "DIR", conflicts_with = "config")]
-    policy: Option<PathBuf>,
-    /// Load grants that do not say who answers for them, too (`policy.governance: advisory`).
-    #[arg(long)]
-    advisory: bool,
-    /// A label of the sidecar's environment, in place of the configured one; may be given more than once.
-    #[arg(long, value_name = "KEY=VALUE", value_parser = label)]
-    environment: Vec<(String, String)>,
     #[command(flatten)]
-    asked: Asked,
+    place: Place,
+    /// Who asks, by SPIFFE ID.
+    #[arg(long, value_name = "SPIFFE_ID")]
+    principal: SpiffeId,
+    #[command(flatten)]
+    request: Request,
     /// Print one JSON object.
     #[arg(long)]
     json: bool,
 }
 
-/// The request that is asked about.
-#[derive(Clone, Debug, clap::Args)]
-pub struct Asked {
-    /// Who asks, by SPIFFE ID.
-    #[arg(long, value_name = "SPIFFE_ID")]
-    pub principal: SpiffeId,
-    /// The service that is asked, by the name that the configuration gives it.
-    #[arg(long, value_name = "NAME")]
-    pub service: Arc<str>,
-    /// The HTTP method.
-    #[arg(long, default_value = "GET", conflicts_with = "connect")]
-    pub method: http::Method,
-    /// The path, without the query.
-    #[arg(long, default_value = "/", conflicts_with = "connect")]
-    pub path: String,
-    /// The host that the request names; the service's name if it is not given.
-    #[arg(long, conflicts_with = "connect")]
-    pub host: Option<String>,
-    /// Ask for an opaque TCP connection instead of an HTTP request.
-    #[arg(long)]
-    pub connect: bool,
-    /// The address that the peer connects from.
-    #[arg(long, value_name = "IP", default_value_t = IpAddr::V4(Ipv4Addr::LOCALHOST))]
-    pub source: IpAddr,
-    /// The port that it connects to.
-    #[arg(long, default_value_t = 8443)]
-    pub port: u16,
-    /// How long the peer's certificate lives.
-    #[arg(long, default_value = "1h", value_parser = humantime::parse_duration)]
-    pub lifetime: Duration,
-    /// When it is asked, as in 2027-06-30T12:00:00Z; now if it is not given.
-    #[arg(long, value_name = "RFC3339")]
-    pub at: Option<jiff::Timestamp>,
-}
-
-fn label(text: &str) -> Result<(String, String), String> {
-    match text.split_once('=') {
-        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
-        _ => Err("write KEY=VALUE".to_owned()),
-    }
-}
-
 /// Answers on standard output. Mistakes in the policy go to standard error.
 ///
 /// # Errors
-/// If the answer cannot be had for another reason than the policy.
+/// If the answer cannot be had, as after a mistake in the policy.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let mut settings = match (args.config, args.policy) {
-        (Some(path), _) => Config::open(&path)?
-            .policy
-            .with_context(|| format!("{} has no section `policy`", path.display()))?,
-        (None, dir) => Settings::of(dir.unwrap_or_default()),
-    };
-    if args.advisory {
-        settings.governance = Governance::Advisory;
+    let inquiry = args.place.inquiry()?;
+    let asked = args.request.of(args.principal)?;
+    let explanation = Explanation::of(&inquiry, &asked);
+    if args.json {
+        println!("{:#}", as_json(&explanation));
+    } else {
+        print!("{}", as_text(&asked, &explanation));
     }
-    settings.environment.extend(args.environment);
-    answer(&settings, &args.asked, args.json)
+    Ok(ExitCode::from(u8::from(explanation.answer.is_err())))
 }
 
-/// Answers what `asked` asks of the policy in `settings`: what [`run`] does once the settings are known.
-///
-/// # Errors
-/// As [`run`].
-pub fn answer(settings: &Settings, asked: &Asked, as_json: bool) -> anyhow::Result<ExitCode> {
-    let engine = files::load(settings)?;
-    let explanation = Explanation::new(settings, engine, asked)?;
-    if as_json {
-        println!("{:#}", explanation.json());
-    } else {
-        print!("{}", explanation.text());
+/// The answer in lines, each behind its word.
+pub(crate) fn as_text(asked: &Asked, explanation: &Explanation) -> String {
+    let mut lines = Vec::new();
+    match &explanation.answer {
+        Ok(permit) => {
+            lines.push(("allowed", asked.to_string()));
+            lines.extend(
+                permit
+                    .grant()
+                    .into_iter()
+                    .flat_map(|grant| described(grant)),
+            );
+            if let Some(denial) = permit.would_deny() {
+                lines.push(("dry run", format!("would be denied: {denial}")));
+            }
+        }
+        Err(denial) => {
+            lines.push(("denied", asked.to_string()));
+            lines.push(("because", denial.reason().to_string()));
+            lines.extend(
+                denial
+                    .grant()
+                    .into_iter()
+                    .flat_map(|grant| described(grant)),
+            );
+            lines.extend(
+                explanation
+                    .conditions
+                    .iter()
+                    .map(|it| ("applies", it.clone())),
+            );
+            lines.extend(denial.detail().map(|detail| ("failed", detail.to_owned())));
+            if let Some(grant) = denial.would_allow() {
+                lines.push(("dry run", format!("would be allowed by {}", grant.id)));
+            }
+            let named = |near: &&Near| !near.lacks.iter().any(is_elsewhere);
+            if denial.reason() == DenialReason::NoGrant
+                && !explanation.near.iter().any(|it| named(&it))
+            {
+                let none =
+                    "no grant names this workload, a role of it or everybody at this service";
+                lines.push(("missing", none.to_owned()));
+            }
+            let mut near = explanation.near.iter();
+            if let Some(closest) = near.next() {
+                lines.push(("closest", closest.grant.id.to_string()));
+                lines.extend(closest.lacks.iter().map(|lack| ("but", lack.to_string())));
+                lines.extend(described(&closest.grant).into_iter().skip(1));
+            }
+            for Near { grant, lacks, .. } in near {
+                let lacks: Vec<_> = lacks.iter().map(Lack::to_string).collect();
+                lines.push(("not by", format!("{}: {}", grant.id, lacks.join("; "))));
+            }
+        }
     }
-    Ok(match explanation.answer {
-        Ok(_) => ExitCode::SUCCESS,
-        Err(_) => ExitCode::from(1),
+    let lines = lines.into_iter();
+    lines.fold(String::new(), |text, (word, line)| {
+        format!("{text}{word:<9}{line}\n")
     })
 }
 
-/// An answer with its reasons.
-struct Explanation {
-    /// Who asks what, where.
-    question: String,
-    answer: Result<Permit, Denial>,
-    /// The grants that do not apply, where none does.
-    missed: Vec<(Arc<Grant>, Missed)>,
+fn is_elsewhere(lack: &Lack) -> bool {
+    matches!(lack, Lack::Principal(_) | Lack::Service(_))
 }
 
-impl Explanation {
-    fn new(settings: &Settings, engine: Engine, asked: &Asked) -> anyhow::Result<Self> {
-        let now = asked.at.map_or_else(SystemTime::now, SystemTime::from);
-        let host = asked.host.as_deref().unwrap_or(&asked.service);
-        let path = inbound::decided_path(&asked.path).with_context(|| {
-            format!(
-                "{}: the sidecar answers 400 to this, whatever policy says",
-                asked.path
-            )
-        })?;
-        let act = match asked.connect {
-            true => Act::Connect,
-            false => Act::Http {
-                method: &asked.method,
-                host,
-                path: &path,
-            },
-        };
-        let what = match act {
-            Act::Connect => "connect".to_owned(),
-            Act::Http { method, path, .. } => format!("{method} {path}"),
-        };
-        let subject = Subject {
-            id: asked.principal.clone(),
-            expires: now + asked.lifetime,
-            lifetime: asked.lifetime,
-        };
-        let place = Place {
-            service: asked.service.clone(),
-            port: asked.port,
-            source: asked.source,
-        };
-        let metrics = Metrics::register(&prometheus::Registry::new())
-            .context("the metrics of policy clash with each other")?;
-        // The answer of the policy itself, whatever this sidecar makes of it.
-        let policy = Policy::new(&Settings {
-            mode: Mode::Enforce,
-            ..settings.clone()
-        });
-        let missed = engine.missed(&asked.principal, &asked.service, &act, now);
-        policy.engine().publish(engine);
-        let answer = policy.gate(subject, place, &metrics).authorize(&act, now);
-        let nothing = answer
-            .as_ref()
-            .is_err_and(|denial| denial.reason() == DenialReason::NoGrant);
-        Ok(Self {
-            question: format!("{} {what} at {}", asked.principal, asked.service),
-            missed: if nothing { missed } else { Vec::new() },
-            answer,
-        })
-    }
-
-    fn text(&self) -> String {
-        let mut lines = Vec::new();
-        match &self.answer {
-            Ok(permit) => {
-                lines.push(("allowed", self.question.clone()));
-                lines.extend(
-                    permit
-                        .grant()
-                        .into_iter()
-                        .flat_map(|grant| described(grant)),
-                );
-                if let Some(denial) = permit.would_deny() {
-                    lines.push(("dry run", format!("would be denied: {denial}")));
-                }
-            }
-            Err(denial) => {
-                lines.push(("denied", self.question.clone()));
-                lines.push(("because", denial.reason().to_string()));
-                lines.extend(
-                    denial
-                        .grant()
-                        .into_iter()
-                        .flat_map(|grant| described(grant)),
-                );
-                lines.extend(denial.detail().map(|detail| ("failed", detail.to_owned())));
-                if let Some(grant) = denial.would_allow() {
-                    lines.push(("dry run", format!("would be allowed by {}", grant.id)));
-                }
-                for (grant, why) in &self.missed {
-                    lines.push(("not by", format!("{}: {}", grant.id, reason(grant, *why))));
-                }
-                if denial.reason() == DenialReason::NoGrant && self.missed.is_empty() {
-                    let none =
-                        "no grant names this workload, a role of it or everybody at this service";
-                    lines.push(("missing", none.to_owned()));
-                }
-            }
-        }
-        let lines = lines.into_iter();
-        lines.fold(String::new(), |text, (word, line)| {
-            format!("{text}{word:<9}{line}\n")
-        })
-    }
-
-    fn json(&self) -> Value {
-        let missed = self.missed.iter().map(|(grant, why)| {
-            let mut missed = described_json(grant);
-            missed["why"] = why.label().into();
-            missed
-        });
-        let grant = |grant: Option<&Arc<Grant>>| grant.map(|grant| described_json(grant));
-        match &self.answer {
-            Ok(permit) => json!({
-                "allowed": true,
-                "grant": grant(permit.grant()),
-                "would_deny": permit.would_deny().map(|denial| json!({
-                    "reason": denial.reason().label(),
-                    "grant": grant(denial.grant()),
-                })),
-            }),
-            Err(denial) => json!({
-                "allowed": false,
+/// The same for a program.
+pub(crate) fn as_json(explanation: &Explanation) -> Value {
+    let missed = explanation.near.iter().map(|near| {
+        let mut missed = described_json(&near.grant);
+        missed["why"] = near.lacks.first().map(Lack::label).into();
+        missed["lacks"] = near.lacks.iter().map(lack_json).collect();
+        missed
+    });
+    let grant = |grant: Option<&Arc<Grant>>| grant.map(|grant| described_json(grant));
+    match &explanation.answer {
+        Ok(permit) => json!({
+            "allowed": true,
+            "grant": grant(permit.grant()),
+            "would_deny": permit.would_deny().map(|denial| json!({
                 "reason": denial.reason().label(),
-                "detail": denial.detail(),
                 "grant": grant(denial.grant()),
-                "would_allow": grant(denial.would_allow()),
-                "missed": missed.collect::<Vec<_>>(),
-            }),
-        }
+            })),
+        }),
+        Err(denial) => json!({
+            "allowed": false,
+            "reason": denial.reason().label(),
+            "detail": denial.detail(),
+            "grant": grant(denial.grant()),
+            "conditions": explanation.conditions,
+            "would_allow": grant(denial.would_allow()),
+            "missed": missed.collect::<Vec<_>>(),
+        }),
     }
 }
 
-fn described(grant: &Grant) -> Vec<(&'static str, String)> {
+fn lack_json(lack: &Lack) -> Value {
+    let mut json = json!({ "what": lack.label(), "text": lack.to_string() });
+    if let Lack::Condition {
+        condition, given, ..
+    } = lack
+    {
+        json["condition"] = condition.as_str().into();
+        json["given"] = given
+            .iter()
+            .map(|(name, value)| ((*name).to_owned(), Value::from(value.as_str())))
+            .collect();
+    }
+    json
+}
+
+/// What a grant says about itself, each part behind its word; its name comes first.
+pub(crate) fn described(grant: &Grant) -> Vec<(&'static str, String)> {
     let mut lines = vec![("by", grant.id.to_string())];
     lines.extend(grant.owner.iter().map(|owner| ("owner", owner.to_string())));
     lines.extend(
@@ -268,7 +170,8 @@ fn described(grant: &Grant) -> Vec<(&'static str, String)> {
     lines
 }
 
-fn described_json(grant: &Grant) -> Value {
+/// The same for a program.
+pub(crate) fn described_json(grant: &Grant) -> Value {
     json!({
         "id": grant.id,
         "owner": grant.owner,
@@ -277,20 +180,8 @@ fn described_json(grant: &Grant) -> Value {
     })
 }
 
-fn reason(grant: &Grant, why: Missed) -> String {
-    match why {
-        Missed::Action => "it is for other actions".to_owned(),
-        Missed::Ended => match end(grant) {
-            Some(end) => format!("it ended at {end}"),
-            None => "it has ended".to_owned(),
-        },
-        Missed::DryRun => "it is a dry run".to_owned(),
-        Missed::Condition => "its conditions do not hold".to_owned(),
-    }
-}
-
 /// When a grant ends, in UTC.
-fn end(grant: &Grant) -> Option<String> {
+pub(crate) fn end(grant: &Grant) -> Option<String> {
     let end = jiff::Timestamp::try_from(grant.expires?).ok()?;
     Some(end.to_string())
 }
@@ -300,6 +191,8 @@ mod tests {
     use clap::Parser;
 
     use super::*;
+    use crate::policy::asked::Inquiry;
+    use crate::policy::{Settings, files};
 
     #[derive(Debug, Parser)]
     struct Command {
@@ -314,17 +207,23 @@ mod tests {
         when { context.http.path like "/v1/*" };
         @id("old") @owner("o") @purpose("p") @expires("2020-06-30")
         permit (principal, action, resource == Service::"invoices");
+        @id("audits") @owner("o") @purpose("p") @expires("2027-06-30")
+        permit (principal in Role::"auditors", action, resource == Service::"ledger")
+        unless { context.port == 1 };
         @id("no-drafts") forbid (principal, action, resource)
         when { context has http && context.http.path like "*draft*" };
     "#;
 
-    fn asked(line: &str) -> Explanation {
+    fn asked(line: &str) -> (Asked, Explanation) {
         let words = "explain --policy p --at 2026-01-01T00:00:00Z --principal";
         let words = words.split(' ').chain(line.split(' '));
         let args = Command::try_parse_from(words).unwrap().args;
         let settings = Settings::of("p");
         let engine = files::check_texts([("a.cedar", POLICIES)], &settings).unwrap();
-        Explanation::new(&settings, engine, &args.asked).unwrap()
+        let inquiry = Inquiry::new(&settings, engine).unwrap();
+        let asked = args.request.of(args.principal).unwrap();
+        let explanation = Explanation::of(&inquiry, &asked);
+        (asked, explanation)
     }
 
     #[test]
@@ -342,42 +241,70 @@ mod tests {
                 "spiffe://example.org/checkout --service invoices --path /v2/7",
                 "denied   spiffe://example.org/checkout GET /v2/7 at invoices\n\
                  because  no grant in force allows this\n\
-                 not by   reads: its conditions do not hold\n\
+                 closest  reads\n\
+                 but      `when context.http.path like \"/v1/*\"` is false for path \"/v2/7\"\n\
+                 owner    team@example.org\n\
+                 purpose  Shows invoices\n\
+                 until    2027-07-01T00:00:00Z\n\
                  not by   old: it ended at 2020-07-01T00:00:00Z\n",
             ),
             (
                 "spiffe://example.org/checkout --service invoices --connect",
                 "denied   spiffe://example.org/checkout connect at invoices\n\
                  because  no grant in force allows this\n\
-                 not by   reads: it is for other actions\n\
+                 closest  reads\n\
+                 but      it allows read only\n\
+                 owner    team@example.org\n\
+                 purpose  Shows invoices\n\
+                 until    2027-07-01T00:00:00Z\n\
                  not by   old: it ended at 2020-07-01T00:00:00Z\n",
             ),
             (
                 "spiffe://example.org/checkout --service invoices --path /v1/draft",
                 "denied   spiffe://example.org/checkout GET /v1/draft at invoices\n\
                  because  a policy forbids this\n\
-                 by       no-drafts\n",
+                 by       no-drafts\n\
+                 applies  when context has http\n\
+                 applies  when context.http.path like \"*draft*\"\n",
             ),
             (
-                "spiffe://example.org/other --service ledger",
-                "denied   spiffe://example.org/other GET / at ledger\n\
+                "spiffe://example.org/other --service ledger --path /v1/7 --port 1",
+                "denied   spiffe://example.org/other GET /v1/7 at ledger\n\
                  because  no grant in force allows this\n\
-                 missing  no grant names this workload, a role of it or everybody at this service\n",
+                 missing  no grant names this workload, a role of it or everybody at this service\n\
+                 closest  audits\n\
+                 but      it is for the role auditors, which this workload does not have\n\
+                 but      `unless context.port == 1` is true for port 1\n\
+                 owner    o\n\
+                 purpose  p\n\
+                 until    2027-07-01T00:00:00Z\n\
+                 not by   old: it is for the service invoices; it ended at 2020-07-01T00:00:00Z\n",
             ),
         ] {
-            assert_eq!(asked(line).text(), text, "{line}");
+            let (asked, explanation) = asked(line);
+            assert_eq!(as_text(&asked, &explanation), text, "{line}");
         }
     }
 
     #[test]
     fn json_says_the_same() {
-        let allowed = asked("spiffe://example.org/checkout --service invoices --path /v1/7").json();
+        let json = |line| as_json(&asked(line).1);
+        let allowed = json("spiffe://example.org/checkout --service invoices --path /v1/7");
         assert_eq!(allowed["allowed"], true);
         assert_eq!(allowed["grant"]["owner"], "team@example.org");
-        let denied = asked("spiffe://example.org/checkout --service invoices --path /").json();
+        let denied = json("spiffe://example.org/checkout --service invoices --path /");
         assert_eq!(
             (&denied["allowed"], &denied["reason"]),
             (&json!(false), &json!("no_grant"))
+        );
+        assert_eq!(
+            denied["missed"][0]["lacks"][0],
+            json!({
+                "what": "condition",
+                "condition": "when context.http.path like \"/v1/*\"",
+                "given": { "path": "/" },
+                "text": "`when context.http.path like \"/v1/*\"` is false for path \"/\"",
+            })
         );
         assert_eq!(denied["missed"][1]["why"], "ended");
     }

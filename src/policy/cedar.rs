@@ -9,14 +9,15 @@ use std::sync::{Arc, LazyLock, PoisonError, RwLock};
 use std::time::SystemTime;
 
 use cedar_policy::{
-    ActionConstraint, Effect, Entities, Entity, EntityId, EntityTypeName, EntityUid, Policy,
-    PrincipalConstraint, ResourceConstraint, RestrictedExpression, Schema,
+    ActionConstraint, Entities, Entity, EntityId, EntityTypeName, EntityUid, Policy,
+    PrincipalConstraint, Request, ResourceConstraint, RestrictedExpression, Schema,
 };
 
 use super::Act;
 use super::finding::Finding;
 use super::governance::{Grant, Registry, Workload};
-use super::slice::{Rule, Slice, string};
+use super::reads::Needs;
+use super::slice::{Question, Rule, Slice, string};
 use crate::identity::SpiffeId;
 
 /// Policies, ready to decide.
@@ -153,32 +154,31 @@ impl Engine {
         rules
     }
 
-    /// The grants to `id` at `service` that do not allow `act` at `now`, and why each does not: what to
-    /// look at where something was expected to be allowed. Says nothing of what forbids.
+    /// What every policy says about itself, in order.
     #[must_use]
-    pub fn missed(
+    pub fn grants(&self) -> Vec<&Arc<Grant>> {
+        let rules = self.rules().into_iter();
+        rules.map(|rule| &rule.grant).collect()
+    }
+
+    /// The question as Cedar takes it, with all that the conditions of `rules` could look into.
+    pub(super) fn pose(
         &self,
-        id: &SpiffeId,
-        service: &str,
-        act: &Act<'_>,
-        now: SystemTime,
-    ) -> Vec<(Arc<Grant>, Missed)> {
-        let verb = Verb::of(act);
-        let rules = self.candidates(id, service).into_iter();
-        let permits = rules.filter(|rule| rule.policy.effect() == Effect::Permit);
-        let missed = permits.map(|rule| {
-            let why = if !verb.is_in(&rule.policy.action_constraint()) {
-                Missed::Action
-            } else if rule.grant.expires.is_some_and(|end| end <= now) {
-                Missed::Ended
-            } else if rule.dry_run {
-                Missed::DryRun
-            } else {
-                Missed::Condition
-            };
-            (rule.grant.clone(), why)
-        });
-        missed.collect()
+        question: &Question<'_>,
+        rules: &[Arc<Rule>],
+    ) -> Result<(Request, Entities), Box<dyn std::error::Error>> {
+        let everything = Needs {
+            everything: true,
+            ..Needs::default()
+        };
+        let request = Request::new(
+            workload_uid(question.subject.id.as_str()),
+            Verb::of(question.act).uid().clone(),
+            uid(&SERVICE, &question.place.service),
+            question.context(everything, &self.environment.uid())?,
+            None,
+        )?;
+        Ok((request, self.entities(&question.subject.id, rules)))
     }
 
     /// All the entities that `rules` can reach: the principal's, and those that they name. No attribute
@@ -207,37 +207,11 @@ impl Engine {
     }
 }
 
-/// Why a grant to this principal at this service does not allow what is asked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Missed {
-    /// It is for other actions.
-    Action,
-    /// It has ended.
-    Ended,
-    /// It is a dry run.
-    DryRun,
-    /// Its conditions do not hold.
-    Condition,
-}
-
-impl Missed {
-    /// The word in the output of `doorward explain --json`.
-    #[must_use]
-    pub const fn label(self) -> &'static str {
-        match self {
-            Self::Action => "action",
-            Self::Ended => "ended",
-            Self::DryRun => "dry_run",
-            Self::Condition => "condition",
-        }
-    }
-}
-
 /// Slices kept for the next connection of the same principal.
 const MOST_SLICES: usize = 1024;
 
 /// The Cedar actions.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Verb {
     Get,
     Head,
@@ -285,7 +259,7 @@ impl Verb {
         }
     }
 
-    const fn name(self) -> &'static str {
+    pub(super) const fn name(self) -> &'static str {
         match self {
             Self::Get => "GET",
             Self::Head => "HEAD",
@@ -301,7 +275,7 @@ impl Verb {
         }
     }
 
-    const fn group(self) -> Option<&'static str> {
+    pub(super) const fn group(self) -> Option<&'static str> {
         match self {
             Self::Get | Self::Head | Self::Options | Self::Trace => Some("read"),
             Self::Post
@@ -366,7 +340,7 @@ pub(super) static WORKLOAD: LazyLock<EntityTypeName> = LazyLock::new(|| type_nam
 pub(super) static ROLE: LazyLock<EntityTypeName> = LazyLock::new(|| type_name("Role"));
 pub(super) static TRUST_DOMAIN: LazyLock<EntityTypeName> =
     LazyLock::new(|| type_name("TrustDomain"));
-static SERVICE: LazyLock<EntityTypeName> = LazyLock::new(|| type_name("Service"));
+pub(super) static SERVICE: LazyLock<EntityTypeName> = LazyLock::new(|| type_name("Service"));
 static ENVIRONMENT: LazyLock<EntityTypeName> = LazyLock::new(|| type_name("Environment"));
 static KIND: LazyLock<EntityTypeName> = LazyLock::new(|| type_name("Kind"));
 static ACTION: LazyLock<EntityTypeName> = LazyLock::new(|| type_name("Action"));

@@ -355,7 +355,7 @@ impl Question<'_> {
     }
 
     /// The Cedar context, without what is not asked for: building it costs as much as deciding.
-    fn context(
+    pub(super) fn context(
         &self,
         needs: Needs,
         environment: &EntityUid,
