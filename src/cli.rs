@@ -10,6 +10,7 @@ pub mod issuer;
 pub mod report;
 pub mod run;
 pub mod suggest;
+pub mod who_can;
 
 use std::process::ExitCode;
 
@@ -38,6 +39,7 @@ enum Command {
     Explain(Box<explain::Args>),
     Audit(audit::Args),
     Suggest(Box<suggest::Args>),
+    WhoCan(Box<who_can::Args>),
     Identity(identity::Args),
     Issuer(issuer::Args),
     Report(Box<report::Args>),
@@ -70,6 +72,7 @@ fn obey(command: Command) -> anyhow::Result<ExitCode> {
         Command::Explain(args) => explain::run(*args),
         Command::Audit(args) => audit::run(args),
         Command::Suggest(args) => suggest::run(*args),
+        Command::WhoCan(args) => who_can::run(*args),
         Command::Identity(args) => identity::run(args),
         Command::Issuer(args) => issuer(args),
         Command::Report(args) => report::run(*args),

@@ -19,8 +19,11 @@
 //! |---|---|
 //! | `policy/asked.rs` | what is asked, and what does a gate answer |
 //! | `policy/explain.rs` | why, or which grant came closest and what it lacked |
+//! | `policy/who_can.rs` | who may do this here |
+//! | `policy/access.rs` | what is left of each grant once everything known is settled; whom to ask about |
 //! | `policy/conditions.rs`, `policy/scope.rs` | what a policy asks, condition by condition, and whom it names |
 
+pub mod access;
 pub mod asked;
 pub mod cedar;
 mod conditions;
@@ -35,6 +38,7 @@ mod reads;
 pub mod scope;
 mod slice;
 mod status;
+pub mod who_can;
 
 use std::collections::BTreeMap;
 use std::fmt;
