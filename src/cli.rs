@@ -7,6 +7,7 @@ pub mod demo;
 pub mod explain;
 pub mod identity;
 pub mod issuer;
+pub mod policy;
 pub mod report;
 pub mod run;
 pub mod suggest;
@@ -40,6 +41,7 @@ enum Command {
     Audit(audit::Args),
     Suggest(Box<suggest::Args>),
     WhoCan(Box<who_can::Args>),
+    Policy(policy::Args),
     Identity(identity::Args),
     Issuer(issuer::Args),
     Report(Box<report::Args>),
@@ -73,6 +75,7 @@ fn obey(command: Command) -> anyhow::Result<ExitCode> {
         Command::Audit(args) => audit::run(args),
         Command::Suggest(args) => suggest::run(*args),
         Command::WhoCan(args) => who_can::run(*args),
+        Command::Policy(args) => policy::run(args),
         Command::Identity(args) => identity::run(args),
         Command::Issuer(args) => issuer(args),
         Command::Report(args) => report::run(*args),

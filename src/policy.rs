@@ -20,6 +20,7 @@
 //! | `policy/asked.rs` | what is asked, and what does a gate answer |
 //! | `policy/explain.rs` | why, or which grant came closest and what it lacked |
 //! | `policy/who_can.rs` | who may do this here |
+//! | `policy/diff.rs` | who gains and loses what from one directory to another |
 //! | `policy/access.rs` | what is left of each grant once everything known is settled; whom to ask about |
 //! | `policy/conditions.rs`, `policy/scope.rs` | what a policy asks, condition by condition, and whom it names |
 
@@ -27,6 +28,7 @@ pub mod access;
 pub mod asked;
 pub mod cedar;
 mod conditions;
+pub mod diff;
 pub mod explain;
 pub mod files;
 mod finding;

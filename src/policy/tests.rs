@@ -12,6 +12,8 @@ use super::cedar::Engine;
 use super::files::{LoadError, check_texts};
 use super::*;
 
+mod people;
+
 const CHECKOUT: &str = "spiffe://example.org/checkout";
 
 fn engine_of(cedar: &str, workloads: &str, settings: &Settings) -> Result<Engine, LoadError> {
