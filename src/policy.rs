@@ -21,6 +21,7 @@
 //! | `policy/explain.rs` | why, or which grant came closest and what it lacked |
 //! | `policy/who_can.rs` | who may do this here |
 //! | `policy/diff.rs` | who gains and loses what from one directory to another |
+//! | `policy/format.rs` | how it is laid out |
 //! | `policy/access.rs` | what is left of each grant once everything known is settled; whom to ask about |
 //! | `policy/conditions.rs`, `policy/scope.rs` | what a policy asks, condition by condition, and whom it names |
 
@@ -32,6 +33,7 @@ pub mod diff;
 pub mod explain;
 pub mod files;
 mod finding;
+pub mod format;
 pub mod gate;
 pub mod governance;
 pub mod listing;

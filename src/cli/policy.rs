@@ -1,6 +1,7 @@
 //! `doorward policy`: what a team does with policies before they are in force.
 
 pub mod diff;
+pub mod fmt;
 
 use std::process::ExitCode;
 
@@ -14,6 +15,7 @@ pub struct Args {
 #[derive(Clone, Debug, clap::Subcommand)]
 enum Command {
     Diff(diff::Args),
+    Fmt(fmt::Args),
 }
 
 /// Does what the command line says.
@@ -23,5 +25,6 @@ enum Command {
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     match args.command {
         Command::Diff(args) => diff::run(&args),
+        Command::Fmt(args) => fmt::run(&args),
     }
 }

@@ -71,6 +71,14 @@ impl LoadError {
         self.warnings.iter()
     }
 
+    /// These mistakes, and nothing else.
+    pub(super) fn of(mistakes: impl IntoIterator<Item = Finding>) -> Self {
+        Self {
+            mistakes: mistakes.into_iter().collect(),
+            ..Self::default()
+        }
+    }
+
     fn unread(error: Unread) -> Self {
         Self {
             mistakes: vec![Finding::mistake(format!(
