@@ -1,7 +1,8 @@
 //! Does the command line answer as it says? Exit codes, and messages word for word.
 //!
 //! Each `tests/fixtures/check/NAME.yaml` is a configuration and `NAME.txt` what `doorward check` says of
-//! it; `DOORWARD_BLESS=1 cargo test --test cli` writes the latter anew, to be read before it is committed.
+//! it; each `tests/fixtures/asked/NAME.txt` is a question about a policy and its answer.
+//! `DOORWARD_BLESS=1 cargo test --test cli` writes these texts anew, to be read before they are committed.
 #![allow(
     clippy::unwrap_used,
     clippy::panic,
@@ -157,6 +158,14 @@ fn what_cannot_be_read_or_understood_is_trouble() {
         &["run", "--wrokers", "2"],
         &["issuer", "--config", "no/such/file.yaml"],
         &["explain", "--policy", "policy/sound"],
+        &["who-can", "--policy", "policy/sound"],
+        &["who-can", "--policy", "no/such/dir", "--service", "s"],
+        &["policy"],
+        &["policy", "diff", "policy/sound"],
+        &["policy", "diff", "policy/sound", "no/such/dir"],
+        &["policy", "fmt"],
+        &["policy", "fmt", "no/such/file.cedar"],
+        &["policy", "test", "no/such/file.yaml"],
         &[
             "explain",
             "--policy",
@@ -183,7 +192,7 @@ fn help_and_version_are_no_trouble() {
     );
     let output = doorward(&["--help"]);
     assert_eq!(code(&output), 0);
-    for command in ["run", "check", "explain", "issuer"] {
+    for command in ["run", "check", "explain", "who-can", "policy", "issuer"] {
         assert!(
             out(&output).contains(&format!("\n  {command} ")),
             "{command}"
@@ -392,4 +401,150 @@ fn what_is_suggested_passes_every_check_but_for_its_owner() {
         tighter.contains("@id(\"checkout-reads-invoices-2\")"),
         "{tighter}"
     );
+}
+
+/// Questions about a policy: the name of the file with the answer, and the words, at one and the same time.
+const QUESTIONS: &[(&str, &str)] = &[
+    (
+        "explain_allowed",
+        "explain --policy asked/before --service invoices --path /v1/invoices/7 \
+         --principal spiffe://example.org/checkout",
+    ),
+    (
+        "explain_condition",
+        "explain --policy asked/before --service invoices --path /v2/invoices/7 --lifetime 24h \
+         --principal spiffe://example.org/checkout",
+    ),
+    (
+        "explain_dry_run",
+        "explain --policy asked/before --service invoices --method POST \
+         --path /v1/invoices/7/payment --principal spiffe://example.org/checkout",
+    ),
+    (
+        "explain_forbidden",
+        "explain --policy asked/before --service invoices --method POST --lifetime 10m \
+         --principal spiffe://example.org/agents/auditor",
+    ),
+    (
+        "explain_stranger",
+        "explain --policy asked/before --service invoices --path /v1/invoices/7 \
+         --principal spiffe://partner.net/checkout",
+    ),
+    (
+        "explain_json",
+        "explain --policy asked/before --service invoices --path /v2/invoices/7 --json \
+         --principal spiffe://example.org/checkout",
+    ),
+    (
+        "who_can",
+        "who-can --policy asked/before --service invoices",
+    ),
+    (
+        "who_can_get",
+        "who-can --policy asked/before --service invoices --method GET --path /v1/invoices/7 \
+         --lifetime 10m",
+    ),
+    (
+        "who_can_nobody",
+        "who-can --policy asked/before --service invoices --method POST \
+         --path /v1/invoices/7/payment",
+    ),
+    (
+        "who_can_json",
+        "who-can --policy asked/before --service ledger --path /health --json",
+    ),
+    ("diff", "policy diff asked/before asked/after"),
+    ("diff_json", "policy diff asked/before asked/after --json"),
+    ("diff_same", "policy diff asked/before asked/before"),
+    (
+        "fmt_check",
+        "policy fmt --check asked/before asked/untidy/a.cedar",
+    ),
+    ("fmt_broken", "policy fmt asked/untidy/broken.cedar"),
+    ("test", "policy test --coverage asked/table.yaml"),
+    ("test_mistaken", "policy test asked/mistaken.yaml"),
+];
+
+#[test]
+fn questions_about_a_policy_are_answered_word_for_word() {
+    let bless = std::env::var_os("DOORWARD_BLESS").is_some();
+    let mut wrong = Vec::new();
+    for (name, words) in QUESTIONS {
+        let mut args: Vec<_> = words.split_whitespace().collect();
+        if ["explain", "who-can"].contains(&args[0]) || args[1] == "diff" {
+            args.extend(["--at", "2026-12-01T12:00:00Z"]);
+        }
+        let output = doorward(&args);
+        let (code, out, err) = (code(&output), out(&output), err(&output));
+        let told = format!("{out}{err}exit code {code}\n");
+        let file = fixtures().join("asked").join(format!("{name}.txt"));
+        if bless {
+            std::fs::write(&file, &told).unwrap();
+        }
+        let expected = std::fs::read_to_string(&file).unwrap_or_default();
+        if told != expected {
+            wrong.push(format!("--- {name}: expected\n{expected}--- told\n{told}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn the_examples_decide_as_their_tables_say_and_leave_no_policy_out() {
+    let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples");
+    for example in ["two-services", "agents"] {
+        let table = examples.join(example).join("policy-test.yaml");
+        let output = doorward(&["policy", "test", "--coverage", table.to_str().unwrap()]);
+        assert_eq!(code(&output), 0, "{}{}", out(&output), err(&output));
+        let told = out(&output);
+        assert_eq!(told.lines().count(), 1, "{told}");
+        assert!(told.ends_with(" passed, 0 failed\n"), "{told}");
+        let policy = examples.join(example).join("policy");
+        let output = doorward(&["policy", "fmt", "--check", policy.to_str().unwrap()]);
+        assert_eq!(code(&output), 0, "{}", out(&output));
+    }
+}
+
+#[test]
+fn fmt_replaces_a_file_at_once_and_keeps_its_mode_and_the_link_to_it() {
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("a.cedar");
+    let link = dir.path().join("elsewhere.cedar");
+    std::fs::copy(fixtures().join("asked/untidy/a.cedar"), &file).unwrap();
+    std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o640)).unwrap();
+    symlink("a.cedar", &link).unwrap();
+    let link = link.to_str().unwrap();
+    assert_eq!(code(&doorward(&["policy", "fmt", "--check", link])), 1);
+    let output = doorward(&["policy", "fmt", link]);
+    assert_eq!(code(&output), 0, "{}", err(&output));
+    assert!(out(&output).is_empty());
+    assert_eq!(code(&doorward(&["policy", "fmt", "--check", link])), 0);
+    let text = std::fs::read_to_string(&file).unwrap();
+    assert!(
+        text.starts_with("// What nobody laid out.\n\n@id(\"g\")\n"),
+        "{text}"
+    );
+    let mode = std::fs::metadata(&file).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o640);
+    assert!(std::fs::symlink_metadata(link).unwrap().is_symlink());
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 2);
+}
+
+#[test]
+fn fmt_lays_out_what_comes_in() {
+    use std::io::Write;
+
+    let mut child = Command::new(env!("CARGO_BIN_EXE_doorward"))
+        .args(["policy", "fmt", "-"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let text = b"forbid(principal,action,resource);";
+    child.stdin.take().unwrap().write_all(text).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(code(&output), 0);
+    assert_eq!(out(&output), "forbid (principal, action, resource);\n");
 }

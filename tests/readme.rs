@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 /// Where settings are read: the file, the words that the reader begins and ends behind (none: to the end),
 /// the section of the README, and what stands before its keys there.
-const READERS: [(&str, &str, &str, &str, &[&str]); 20] = [
+const READERS: &[(&str, &str, &str, &str, &[&str])] = &[
     ("config.rs", "fn read(", "let (inbound", RUN, &[""]),
     ("identity.rs", "impl Settings", "", RUN, &["identity."]),
     (
@@ -99,16 +99,25 @@ const READERS: [(&str, &str, &str, &str, &[&str]); 20] = [
         WORKLOADS,
         &["workloads[]."],
     ),
+    ("cli/policy/test.rs", "impl Table {", "", TABLE, &[""]),
+    (
+        "cli/policy/test.rs",
+        "impl Case {",
+        "",
+        TABLE,
+        &["cases[]."],
+    ),
 ];
 
 const RUN: &str = "### `doorward run`";
 const ISSUER: &str = "### `doorward issuer`";
 const WORKLOADS: &str = "### `workloads.yaml`";
+const TABLE: &str = "### `doorward policy test`";
 const METRICS: &str = "## Every metric";
 
 #[test]
 fn every_configuration_key_is_in_the_readme_and_no_other() {
-    for heading in [RUN, ISSUER, WORKLOADS] {
+    for heading in [RUN, ISSUER, WORKLOADS, TABLE] {
         let mut read = BTreeSet::new();
         for (file, from, to, _, prefixes) in READERS.iter().filter(|reader| reader.3 == heading) {
             let keys = keys_in(between(&source(file), from, to));

@@ -2,6 +2,7 @@
 
 pub mod diff;
 pub mod fmt;
+pub mod test;
 
 use std::process::ExitCode;
 
@@ -16,6 +17,7 @@ pub struct Args {
 enum Command {
     Diff(diff::Args),
     Fmt(fmt::Args),
+    Test(test::Args),
 }
 
 /// Does what the command line says.
@@ -26,5 +28,6 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     match args.command {
         Command::Diff(args) => diff::run(&args),
         Command::Fmt(args) => fmt::run(&args),
+        Command::Test(args) => test::run(&args),
     }
 }
