@@ -23,7 +23,7 @@
 //! | `policy/diff.rs` | who gains and loses what from one directory to another |
 //! | `policy/format.rs` | how it is laid out |
 //! | `policy/access.rs` | what is left of each grant once everything known is settled; whom to ask about |
-//! | `policy/conditions.rs`, `policy/scope.rs` | what a policy asks, condition by condition, and whom it names |
+//! | `policy/conditions.rs`, `policy/scope.rs` | what a policy asks, condition by condition, and what it is for |
 
 pub mod access;
 pub mod asked;
@@ -39,7 +39,7 @@ pub mod governance;
 pub mod listing;
 mod metrics;
 mod reads;
-pub mod scope;
+mod scope;
 mod slice;
 mod status;
 pub mod who_can;

@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use serde_json::{Value, json};
 
@@ -167,6 +168,18 @@ pub(crate) fn described(grant: &Grant) -> Vec<(&'static str, String)> {
             .map(|purpose| ("purpose", purpose.to_string())),
     );
     lines.extend(end(grant).map(|end| ("until", end)));
+    lines.extend(
+        grant
+            .review
+            .and_then(instant)
+            .map(|review| ("review", review)),
+    );
+    lines.extend(
+        grant
+            .ticket
+            .iter()
+            .map(|ticket| ("ticket", ticket.to_string())),
+    );
     lines
 }
 
@@ -177,13 +190,20 @@ pub(crate) fn described_json(grant: &Grant) -> Value {
         "owner": grant.owner,
         "purpose": grant.purpose,
         "expires": end(grant),
+        "review": grant.review.and_then(instant),
+        "ticket": grant.ticket,
     })
 }
 
 /// When a grant ends, in UTC.
 pub(crate) fn end(grant: &Grant) -> Option<String> {
-    let end = jiff::Timestamp::try_from(grant.expires?).ok()?;
-    Some(end.to_string())
+    instant(grant.expires?)
+}
+
+/// In UTC.
+fn instant(time: SystemTime) -> Option<String> {
+    let time = jiff::Timestamp::try_from(time).ok()?;
+    Some(time.to_string())
 }
 
 #[cfg(test)]
@@ -273,7 +293,7 @@ mod tests {
                  because  no grant in force allows this\n\
                  missing  no grant names this workload, a role of it or everybody at this service\n\
                  closest  audits\n\
-                 but      it is for the role auditors, which this workload does not have\n\
+                 but      it is for role auditors, which this workload does not have\n\
                  but      `unless context.port == 1` is true for port 1\n\
                  owner    o\n\
                  purpose  p\n\

@@ -8,7 +8,7 @@ use crate::cli::asked::{Place, Request};
 use crate::cli::explain::{described_json, end};
 use crate::policy::access::Class;
 use crate::policy::asked::{Action, Sought};
-use crate::policy::scope::Whom;
+use crate::policy::listing::Named;
 use crate::policy::who_can::{Limit, Way, ways};
 
 /// List who may do this here, by which grant, until when, and who answers for it. Exits with 0 if somebody
@@ -117,7 +117,7 @@ fn remarks(way: &Way) -> Vec<String> {
         lines.push("dry run: decided and recorded, not enforced".to_owned());
     }
     match &way.granted_to {
-        Whom::Workload(_) => {}
+        Named::Workload(_) => {}
         whom => lines.push(format!("granted to {whom}")),
     }
     let registered = way.registered.as_ref();

@@ -171,17 +171,18 @@ pub fn differences(first: &Engine, second: &Engine, at: SystemTime) -> Vec<Diffe
 
 /// Each service that a policy names, and one that stands for all others, which comes last.
 fn services(engines: &[&Engine]) -> Vec<Arc<str>> {
-    let mut named = BTreeSet::new();
+    let mut named: BTreeSet<Arc<str>> = BTreeSet::new();
     for rule in engines.iter().flat_map(|engine| engine.rules()) {
         named.extend(scope::service(&rule.policy));
         let literals = rule.policy.entity_literals().into_iter();
         let literals = literals.filter(|uid| *uid.type_name() == *SERVICE);
-        named.extend(literals.map(|uid| uid.id().unescaped().to_owned()));
+        named.extend(literals.map(|uid| uid.id().unescaped().into()));
     }
     let mut free = (0..).map(|number| format!("other-{number}"));
-    let other = free.find(|name| !named.contains(name)).unwrap_or_default();
-    let named = named.into_iter().chain([other]);
-    named.map(Into::into).collect()
+    let other = free
+        .find(|name| !named.contains(&**name))
+        .unwrap_or_default();
+    named.into_iter().chain([other.into()]).collect()
 }
 
 fn names_a_service(rule: &Rule) -> bool {

@@ -10,7 +10,8 @@ use cedar_policy::Effect;
 use super::asked::{Asked, Inquiry, What};
 use super::cedar::Verb;
 use super::conditions::{Condition, Input, Probe, Sense, Settled};
-use super::scope::{self, Whom};
+use super::listing::Named;
+use super::scope;
 use super::slice::{Question, Rule};
 use super::{Denial, DenialReason, Grant, Permit};
 
@@ -40,9 +41,9 @@ pub struct Near {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Lack {
     /// It is for somebody else.
-    Principal(Whom),
+    Principal(Named),
     /// It is for another service.
-    Service(String),
+    Service(Arc<str>),
     /// It is for other actions: these.
     Action(String),
     /// It has ended.
@@ -83,7 +84,7 @@ impl Lack {
         match self {
             Self::Condition { .. } | Self::Failed(_) | Self::DryRun => 2,
             Self::Action(_) | Self::Ended(_) => 3,
-            Self::Principal(Whom::Role(_)) => 5,
+            Self::Principal(Named::Role(_)) => 5,
             Self::Principal(_) | Self::Service(_) => 6,
         }
     }
@@ -92,10 +93,10 @@ impl Lack {
 impl fmt::Display for Lack {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Principal(Whom::Role(role)) => {
+            Self::Principal(Named::Role(role)) => {
                 write!(
                     f,
-                    "it is for the role {role}, which this workload does not have"
+                    "it is for role {role}, which this workload does not have"
                 )
             }
             Self::Principal(whom) => write!(f, "it is for {whom}"),
@@ -177,10 +178,9 @@ fn near(inquiry: &Inquiry, asked: &Asked) -> Vec<Near> {
     let probe = posed.map(|(request, entities)| Probe::new(request, entities, [].into()));
     let all = permits.iter().map(|rule| Near {
         grant: rule.grant.clone(),
-        breadth: match Whom::of(&rule.policy) {
-            Whom::Workload(_) => 0,
-            Whom::Role(_) => 1,
-            Whom::TrustDomain(_) | Whom::Everybody => 3,
+        breadth: match Named::of(&rule.policy) {
+            Named::Workload(_) | Named::Role(_) => 0,
+            Named::TrustDomain(_) | Named::Anyone => 3,
         },
         lacks: lacks(rule, asked, inquiry, probe.as_ref()),
     });
@@ -212,12 +212,12 @@ const MOST_ELSEWHERE: usize = 3;
 
 fn lacks(rule: &Rule, asked: &Asked, inquiry: &Inquiry, probe: Option<&Probe>) -> Vec<Lack> {
     let mut lacks = Vec::new();
-    let whom = Whom::of(&rule.policy);
+    let whom = Named::of(&rule.policy);
     if !whom.names(&asked.principal, inquiry.engine().registry()) {
         lacks.push(Lack::Principal(whom));
     }
     if let Some(service) = scope::service(&rule.policy)
-        && service != *asked.service
+        && service != asked.service
     {
         lacks.push(Lack::Service(service));
     }

@@ -4,10 +4,12 @@
 use std::fmt;
 use std::sync::Arc;
 
-use cedar_policy::{Effect, EntityUid, PrincipalConstraint, ResourceConstraint};
+use cedar_policy::{Effect, Policy, PrincipalConstraint};
 
 use super::cedar::{Engine, ROLE, TRUST_DOMAIN, WORKLOAD};
-use super::governance::Grant;
+use super::governance::{Grant, Registry};
+use super::scope;
+use crate::identity::SpiffeId;
 
 /// One policy, as a reader sees it.
 #[derive(Clone, Debug, PartialEq)]
@@ -37,6 +39,38 @@ pub enum Named {
     TrustDomain(Arc<str>),
 }
 
+impl Named {
+    /// Whom the scope of `policy` names.
+    pub(super) fn of(policy: &Policy) -> Self {
+        let (PrincipalConstraint::In(uid)
+        | PrincipalConstraint::Eq(uid)
+        | PrincipalConstraint::IsIn(_, uid)) = policy.principal_constraint()
+        else {
+            return Self::Anyone;
+        };
+        let (kind, name) = (uid.type_name(), uid.id().unescaped().into());
+        match () {
+            () if *kind == *WORKLOAD => Self::Workload(name),
+            () if *kind == *ROLE => Self::Role(name),
+            () if *kind == *TRUST_DOMAIN => Self::TrustDomain(name),
+            () => Self::Anyone,
+        }
+    }
+
+    /// Whether it names `id`, with the roles that `registry` gives it.
+    pub(super) fn names(&self, id: &SpiffeId, registry: &Registry) -> bool {
+        match self {
+            Self::Anyone => true,
+            Self::Workload(name) => id.as_str() == &**name,
+            Self::TrustDomain(name) => id.trust_domain().as_str() == &**name,
+            Self::Role(name) => {
+                let roles = registry.get(id).map(|workload| &workload.roles);
+                roles.is_some_and(|roles| roles.iter().any(|role| **role == **name))
+            }
+        }
+    }
+}
+
 impl fmt::Display for Named {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -56,30 +90,10 @@ impl Engine {
             grant: rule.grant.clone(),
             permits: rule.policy.effect() == Effect::Permit,
             dry_run: rule.dry_run,
-            principal: match rule.policy.principal_constraint() {
-                PrincipalConstraint::Any | PrincipalConstraint::Is(_) => Named::Anyone,
-                PrincipalConstraint::In(uid)
-                | PrincipalConstraint::Eq(uid)
-                | PrincipalConstraint::IsIn(_, uid) => named(&uid),
-            },
-            service: match rule.policy.resource_constraint() {
-                ResourceConstraint::Any | ResourceConstraint::Is(_) => None,
-                ResourceConstraint::In(uid)
-                | ResourceConstraint::Eq(uid)
-                | ResourceConstraint::IsIn(_, uid) => Some(uid.id().unescaped().into()),
-            },
+            principal: Named::of(&rule.policy),
+            service: scope::service(&rule.policy),
         });
         listed.collect()
-    }
-}
-
-fn named(uid: &EntityUid) -> Named {
-    let (kind, name) = (uid.type_name(), uid.id().unescaped().into());
-    match () {
-        () if *kind == *WORKLOAD => Named::Workload(name),
-        () if *kind == *ROLE => Named::Role(name),
-        () if *kind == *TRUST_DOMAIN => Named::TrustDomain(name),
-        () => Named::Anyone,
     }
 }
 

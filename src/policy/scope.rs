@@ -1,79 +1,19 @@
-//! Whom, what and where does the scope of a policy name, in the words of people?
+//! Which services and actions does the scope of a policy name, in the words of people?
 
 use std::collections::BTreeSet;
-use std::fmt;
+use std::sync::Arc;
 
-use cedar_policy::{ActionConstraint, EntityUid, Policy, PrincipalConstraint, ResourceConstraint};
+use cedar_policy::{ActionConstraint, EntityUid, Policy, ResourceConstraint};
 
-use super::cedar::{ROLE, TRUST_DOMAIN, Verb};
-use super::governance::Registry;
-use crate::identity::SpiffeId;
-
-/// Whom a scope names.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Whom {
-    /// Every workload that this sidecar lets in.
-    Everybody,
-    /// One workload, by its SPIFFE ID.
-    Workload(String),
-    /// Who has a role in the registry.
-    Role(String),
-    /// Every workload of a trust domain.
-    TrustDomain(String),
-}
-
-impl Whom {
-    pub(super) fn of(policy: &Policy) -> Self {
-        let named = |uid: EntityUid| {
-            let name = uid.id().unescaped().to_owned();
-            if *uid.type_name() == *ROLE {
-                Self::Role(name)
-            } else if *uid.type_name() == *TRUST_DOMAIN {
-                Self::TrustDomain(name)
-            } else {
-                Self::Workload(name)
-            }
-        };
-        match policy.principal_constraint() {
-            PrincipalConstraint::Any | PrincipalConstraint::Is(_) => Self::Everybody,
-            PrincipalConstraint::Eq(uid)
-            | PrincipalConstraint::In(uid)
-            | PrincipalConstraint::IsIn(_, uid) => named(uid),
-        }
-    }
-
-    /// Whether it names `id`, with the roles that `registry` gives it.
-    pub(super) fn names(&self, id: &SpiffeId, registry: &Registry) -> bool {
-        match self {
-            Self::Everybody => true,
-            Self::Workload(name) => id.as_str() == name,
-            Self::TrustDomain(name) => id.trust_domain().as_str() == name,
-            Self::Role(name) => {
-                let registered = registry.get(id);
-                registered.is_some_and(|workload| workload.roles.contains(name))
-            }
-        }
-    }
-}
-
-impl fmt::Display for Whom {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Everybody => f.write_str("everybody"),
-            Self::Workload(name) => f.write_str(name),
-            Self::Role(name) => write!(f, "the role {name}"),
-            Self::TrustDomain(name) => write!(f, "the trust domain {name}"),
-        }
-    }
-}
+use super::cedar::Verb;
 
 /// The service that a scope names; none: every service.
-pub(super) fn service(policy: &Policy) -> Option<String> {
+pub(super) fn service(policy: &Policy) -> Option<Arc<str>> {
     match policy.resource_constraint() {
         ResourceConstraint::Any | ResourceConstraint::Is(_) => None,
         ResourceConstraint::Eq(uid)
         | ResourceConstraint::In(uid)
-        | ResourceConstraint::IsIn(_, uid) => Some(uid.id().unescaped().to_owned()),
+        | ResourceConstraint::IsIn(_, uid) => Some(uid.id().unescaped().into()),
     }
 }
 

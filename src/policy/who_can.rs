@@ -8,7 +8,8 @@ use super::asked::{Inquiry, Sought};
 use super::cedar::Verb;
 use super::conditions::Condition;
 use super::governance::Workload;
-use super::scope::{self, Whom};
+use super::listing::Named;
+use super::scope;
 
 /// One way in: workloads, and a grant that would let them in.
 #[derive(Debug)]
@@ -19,8 +20,8 @@ pub struct Way {
     pub registered: Option<Workload>,
     /// By which grant.
     pub grant: Arc<Grant>,
-    /// Whom that grant names.
-    pub granted_to: Whom,
+    /// Named that grant names.
+    pub granted_to: Named,
     /// It is a dry run: it lets nobody in.
     pub dry_run: bool,
     /// What it allows, as in `read, POST`.
@@ -72,7 +73,7 @@ pub fn ways(inquiry: &Inquiry, sought: &Sought) -> Vec<Way> {
             who: member.class.clone(),
             registered: engine.registry().get(&member.id).cloned(),
             grant: found.piece.rule.grant.clone(),
-            granted_to: Whom::of(&found.piece.rule.policy),
+            granted_to: Named::of(&found.piece.rule.policy),
             dry_run: found.piece.rule.dry_run,
             actions: scope::words(&found.verbs.into_iter().collect()),
             conditions: found.conditions,
