@@ -171,7 +171,8 @@ impl Play {
         let Some(mut story) = self.step(started).await else {
             return;
         };
-        self.telling.quote("policy/reads.cedar", props::READS_CEDAR);
+        self.telling
+            .quote("policy/reads.cedar", &props::READS_CEDAR);
         self.telling.say("");
         self.step(story.allowed()).await;
         self.step(story.denied()).await;

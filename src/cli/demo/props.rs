@@ -4,7 +4,8 @@
 use std::fmt::Display;
 use std::net::SocketAddr;
 use std::path::Path;
-use std::time::Duration;
+use std::sync::LazyLock;
+use std::time::{Duration, SystemTime};
 
 /// The trust domain of the demo.
 pub(super) const TRUST_DOMAIN: &str = "demo.doorward";
@@ -90,25 +91,42 @@ fn common(dir: &Path) -> String {
 }
 
 /// The grant for HTTP, in a file of its own.
-pub(super) const READS_CEDAR: &str = r#"@id("checkout-reads-invoices")
+pub(super) static READS_CEDAR: LazyLock<String> = LazyLock::new(|| {
+    format!(
+        r#"@id("checkout-reads-invoices")
 @owner("payments@demo.doorward")
 @purpose("Checkout shows a customer's invoices")
-@expires("2099-12-31")
+@expires("{}")
 permit (principal == Workload::"spiffe://demo.doorward/checkout",
         action in Action::"read",
         resource == Service::"invoices")
-when { context.http.path like "/v1/invoices/*" };
-"#;
+when {{ context.http.path like "/v1/invoices/*" }};
+"#,
+        in_a_month()
+    )
+});
 
 /// The grant for TCP, in another.
-pub(super) const FOLLOWS_CEDAR: &str = r#"@id("checkout-follows-the-feed")
+pub(super) static FOLLOWS_CEDAR: LazyLock<String> = LazyLock::new(|| {
+    format!(
+        r#"@id("checkout-follows-the-feed")
 @owner("payments@demo.doorward")
 @purpose("Checkout learns of new invoices")
-@expires("2099-12-31")
+@expires("{}")
 permit (principal == Workload::"spiffe://demo.doorward/checkout",
         action == Action::"connect",
         resource == Service::"invoice-feed");
-"#;
+"#,
+        in_a_month()
+    )
+});
+
+/// The date in thirty days, in UTC: a grant that lasts for ever is a bad example.
+fn in_a_month() -> String {
+    let month = Duration::from_secs(30 * 24 * 3600);
+    let then = humantime::format_rfc3339_seconds(SystemTime::now() + month).to_string();
+    then.split('T').next().unwrap_or_default().to_owned()
+}
 
 /// A YAML string, whatever the path of the temporary directory looks like. JSON is a subset of YAML.
 fn quoted(text: impl Display) -> String {
@@ -171,12 +189,12 @@ mod tests {
     #[test]
     fn the_grants_pass_governance_without_a_warning() {
         let texts = [
-            ("reads.cedar", READS_CEDAR),
-            ("follows.cedar", FOLLOWS_CEDAR),
+            ("reads.cedar", READS_CEDAR.as_str()),
+            ("follows.cedar", FOLLOWS_CEDAR.as_str()),
         ];
         let engine = policy::files::check_texts(texts, &policy::Settings::of("")).unwrap();
         assert_eq!(engine.warnings().count(), 0);
-        for text in [READS_CEDAR, FOLLOWS_CEDAR] {
+        for text in [READS_CEDAR.as_str(), FOLLOWS_CEDAR.as_str()] {
             assert!(text.contains(OWNER) && text.contains(CHECKOUT));
         }
         assert!(READS_CEDAR.contains(READS));

@@ -78,8 +78,8 @@ impl<'a> Story<'a> {
         };
 
         progress.say("starting the issuer and the application");
-        stage.write("policy/reads.cedar", props::READS_CEDAR)?;
-        stage.write("policy/follows.cedar", props::FOLLOWS_CEDAR)?;
+        stage.write("policy/reads.cedar", &props::READS_CEDAR)?;
+        stage.write("policy/follows.cedar", &props::FOLLOWS_CEDAR)?;
         let config = stage.write("issuer/issuer.yaml", &props::issuer(&dir, issuing))?;
         let issuer = stage.start(
             "issuer",
@@ -460,9 +460,10 @@ impl<'a> Story<'a> {
 
         self.progress.say("putting them back");
         let back = Instant::now();
-        self.stage.write("policy/reads.cedar", props::READS_CEDAR)?;
         self.stage
-            .write("policy/follows.cedar", props::FOLLOWS_CEDAR)?;
+            .write("policy/reads.cedar", &props::READS_CEDAR)?;
+        self.stage
+            .write("policy/follows.cedar", &props::FOLLOWS_CEDAR)?;
         self.passes_again(&mut client).await?;
         let back = back.elapsed();
         let lines = [
