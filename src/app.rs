@@ -274,11 +274,18 @@ impl Loaded {
     }
 }
 
+/// Logs what there is to warn of, within reason: a directory can be full of it.
 fn warn(engine: &policy::cedar::Engine) {
-    for warning in engine.warnings() {
-        tracing::warn!(%warning, "policy");
+    for warning in engine.warnings().take(MOST_WARNINGS) {
+        let code = warning.code().map(policy::Code::label);
+        tracing::warn!(code, %warning, "policy");
+    }
+    if let Some(more @ 1..) = engine.warnings().count().checked_sub(MOST_WARNINGS) {
+        tracing::warn!("and {more} more warnings of policy; `doorward check` shows them");
     }
 }
+
+const MOST_WARNINGS: usize = 100;
 
 async fn keep_identity(
     settings: identity::Settings,

@@ -12,6 +12,9 @@
 //! | `policy/governance.rs` | who answers for a grant and until when; who is registered |
 //! | `policy/listing.rs` | what does each policy say of itself, and whom and what does it name |
 //! | `policy/files.rs` | the policy directory, read, checked and watched |
+//! | `policy/lint.rs` | what loads and may not mean what was meant; each such warning has a `Code` |
+//! | `policy/reach.rs` | which requests a policy can match, and what follows from that |
+//! | `policy/shadow.rs` | which grants add nothing, or are taken back, by the side of the others |
 //!
 //! What people ask of it, apart from any connection:
 //!
@@ -28,6 +31,7 @@
 pub mod access;
 pub mod asked;
 pub mod cedar;
+mod code;
 mod conditions;
 pub mod diff;
 pub mod explain;
@@ -36,10 +40,13 @@ mod finding;
 pub mod format;
 pub mod gate;
 pub mod governance;
+mod lint;
 pub mod listing;
 mod metrics;
+mod reach;
 mod reads;
 mod scope;
+mod shadow;
 mod slice;
 mod status;
 pub mod who_can;
@@ -57,6 +64,7 @@ use crate::document::Node;
 use crate::identity::SpiffeId;
 use crate::live::Live;
 
+pub use self::code::{Code, Codes, UnknownCode};
 pub use self::finding::Finding;
 pub use self::gate::Gate;
 pub use self::governance::Grant;
@@ -285,6 +293,8 @@ pub struct Settings {
     pub governance: Governance,
     /// Whether answers are enforced.
     pub mode: Mode,
+    /// The warnings that keep a directory from being put in force.
+    pub deny: Codes,
     /// What the operator says about where this sidecar runs: `context.environment`. Not part of the
     /// section `policy`; see [`Settings::read_environment`].
     pub environment: BTreeMap<String, String>,
@@ -317,6 +327,7 @@ impl Settings {
             dir: dir.into(),
             governance: Governance::default(),
             mode: Mode::default(),
+            deny: Codes::default(),
             environment: BTreeMap::new(),
         }
     }
@@ -335,10 +346,12 @@ impl Settings {
         let mode = section.or("mode", Mode::default(), |node| {
             node.choice(&[("enforce", Mode::Enforce), ("observe", Mode::Observe)])
         });
+        let deny = section.or("deny", Codes::default(), |node| Codes::read(&node));
         Some(Self {
             dir: dir?,
             governance: governance?,
             mode: mode?,
+            deny: deny?,
             environment: BTreeMap::new(),
         })
     }

@@ -1,7 +1,8 @@
 //! Does the command line answer as it says? Exit codes, and messages word for word.
 //!
 //! Each `tests/fixtures/check/NAME.yaml` is a configuration and `NAME.txt` what `doorward check` says of
-//! it; each `tests/fixtures/asked/NAME.txt` is a question about a policy and its answer.
+//! it. Each `tests/fixtures/warnings/CODE` is a policy directory that deserves that warning, with what is
+//! said of it in `told.txt`. Each `tests/fixtures/asked/NAME.txt` is a question about a policy and its answer.
 //! `DOORWARD_BLESS=1 cargo test --test cli` writes these texts anew, to be read before they are committed.
 #![allow(
     clippy::unwrap_used,
@@ -12,6 +13,11 @@
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+
+use doorward::policy::Code;
+
+/// When the fixtures are looked at.
+const NOW: &str = "2099-01-15T12:00:00Z";
 
 fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures")
@@ -50,7 +56,8 @@ fn check_tells_every_mistake_in_its_place_word_for_word() {
             continue;
         }
         let name = path.file_stem().unwrap().to_str().unwrap();
-        let output = doorward(&["check", "--config", &format!("check/{name}.yaml")]);
+        let config = format!("check/{name}.yaml");
+        let output = doorward(&["check", "--at", NOW, "--config", &config]);
         let told = err(&output);
         let expected = path.with_extension("txt");
         if bless {
@@ -83,14 +90,162 @@ fn run_refuses_what_check_refuses_with_the_same_words() {
 }
 
 #[test]
-fn strict_lets_warnings_fail_the_check() {
+fn each_warning_is_told_word_for_word_and_can_be_denied() {
+    let bless = std::env::var_os("DOORWARD_BLESS").is_some();
+    let mut wrong = Vec::new();
+    for label in Code::ALL.map(Code::label) {
+        let dir = fixtures().join("warnings").join(label);
+        let config = format!("warnings/{label}/doorward.yaml");
+        let subject = match dir.join("doorward.yaml").exists() {
+            true => ["--config".to_owned(), config],
+            false => ["--policy".to_owned(), format!("warnings/{label}")],
+        };
+        let check = |more: &[&str]| {
+            let args = ["check", "--at", NOW, &subject[0], &subject[1]];
+            doorward(&[&args[..], more].concat())
+        };
+        let output = check(&[]);
+        let told = err(&output);
+        assert_eq!(code(&output), 0, "{label}: {told}");
+        if bless {
+            std::fs::write(dir.join("told.txt"), &told).unwrap();
+        }
+        let expected = std::fs::read_to_string(dir.join("told.txt")).unwrap_or_default();
+        if told != expected {
+            wrong.push(format!("--- {label}: expected\n{expected}--- told\n{told}"));
+        }
+        // This warning and no other: it can be denied, and nothing else can.
+        let others: Vec<_> = Code::ALL.map(Code::label).into();
+        let others: Vec<_> = others.into_iter().filter(|other| *other != label).collect();
+        for (denied, expected) in [(label, 1), (&others.join(","), 0), ("all", 1)] {
+            let output = check(&["--deny", denied]);
+            assert_eq!(
+                code(&output),
+                expected,
+                "{label} --deny {denied}: {}",
+                err(&output)
+            );
+        }
+        assert_eq!(
+            code(&check(&["--deny", "ended", "--deny", label])),
+            1,
+            "{label}"
+        );
+        assert_eq!(code(&check(&["--strict"])), 1, "{label}");
+        let output = check(&["--json"]);
+        let found: Vec<serde_json::Value> = serde_json::from_slice(&output.stdout).unwrap();
+        assert!(!found.is_empty() && err(&output).is_empty(), "{label}");
+        for finding in found {
+            assert_eq!(finding["code"], label);
+            assert_eq!(finding["severity"], "warning");
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    let directories = std::fs::read_dir(fixtures().join("warnings"))
+        .unwrap()
+        .count();
+    assert_eq!(directories, Code::ALL.len());
+}
+
+#[test]
+fn json_says_where_and_what_of_warnings_and_mistakes_alike() {
+    let args = [
+        "check",
+        "--at",
+        NOW,
+        "--json",
+        "--policy",
+        "warnings/ends-soon",
+    ];
+    let output = doorward(&args);
+    let found: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(
+        found,
+        serde_json::json!([{
+            "code": "ends-soon",
+            "severity": "warning",
+            "file": "policy.cedar",
+            "line": 4,
+            "column": 1,
+            "message": "this grant ends within 14 days: `2099-01-20` is near",
+            "help": "ask its owner whether it is still needed, and until when",
+        }])
+    );
+    let output = doorward(&["check", "--json", "--config", "check/policy_broken.yaml"]);
+    assert_eq!(code(&output), 1);
+    let found: Vec<serde_json::Value> = serde_json::from_slice(&output.stdout).unwrap();
+    let is_mistake = |found: &serde_json::Value| {
+        found["severity"] == "error" && found["code"].is_null() && found["line"].is_u64()
+    };
+    assert!(
+        found.len() >= 6 && found.iter().all(is_mistake),
+        "{found:?}"
+    );
+    let sound = doorward(&[
+        "check",
+        "--at",
+        NOW,
+        "--json",
+        "--config",
+        "check/sound.yaml",
+    ]);
+    assert_eq!(
+        (code(&sound), out(&sound).trim()),
+        (0, "[]"),
+        "{}",
+        err(&sound)
+    );
+    let unread = doorward(&["check", "--json", "--config", "no/such/file.yaml"]);
+    assert_eq!(code(&unread), 1);
+    assert!(
+        out(&unread).contains("cannot read this file"),
+        "{}",
+        out(&unread)
+    );
+}
+
+#[test]
+fn an_unknown_code_is_told_with_those_there_are() {
+    let output = doorward(&["check", "--deny", "shadow", "--policy", "policy/sound"]);
+    assert_eq!(code(&output), 2);
+    for label in Code::ALL.map(Code::label) {
+        assert!(err(&output).contains(label), "{label}: {}", err(&output));
+    }
+}
+
+#[test]
+fn what_the_configuration_denies_is_refused_by_check_and_by_run() {
     let dir = tempfile::tempdir().unwrap();
-    let dir = dir.path().to_str().unwrap();
-    let lenient = doorward(&["check", "--policy", dir]);
-    assert_eq!(code(&lenient), 0, "{}", err(&lenient));
-    assert!(err(&lenient).contains("everything is denied"));
-    let strict = doorward(&["check", "--strict", "--policy", dir]);
-    assert_eq!(code(&strict), 1, "{}", err(&strict));
+    let config = dir.path().join("doorward.yaml");
+    let policy = fixtures().join("warnings/any-action");
+    for (deny, refused) in [
+        ("any-action", true),
+        ("[shadowed, duplicate]", false),
+        ("all", true),
+    ] {
+        let text = format!(
+            "identity: {{ workload_api: 'unix:///nowhere.sock' }}\n\
+             inbound: [{{ listen: '127.0.0.1:0', service: invoices, app: '127.0.0.1:1' }}]\n\
+             audit: {{ path: no/such/directory/audit.jsonl }}\n\
+             policy: {{ dir: {}, deny: {deny} }}\n",
+            policy.display()
+        );
+        std::fs::write(&config, text).unwrap();
+        let config = config.to_str().unwrap();
+        let checked = doorward(&["check", "--at", NOW, "--config", config]);
+        assert_eq!(
+            code(&checked),
+            i32::from(refused),
+            "{deny}: {}",
+            err(&checked)
+        );
+        // The audit cannot be had, so that `run` ends in any case.
+        let run = doorward(&["run", "--config", config]);
+        assert_eq!(code(&run), 2);
+        let told = err(&run).contains("this grant is for every action");
+        let last = err(&run).contains("audit.jsonl");
+        assert_eq!((told, last), (true, !refused), "{deny}: {}", err(&run));
+    }
 }
 
 #[test]

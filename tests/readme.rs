@@ -107,6 +107,13 @@ const READERS: &[(&str, &str, &str, &str, &[&str])] = &[
         TABLE,
         &["cases[]."],
     ),
+    (
+        "policy/governance.rs",
+        "impl Owner {",
+        "",
+        WORKLOADS,
+        &["owners[]."],
+    ),
 ];
 
 const RUN: &str = "### `doorward run`";
@@ -157,6 +164,12 @@ fn every_metric_in_the_code_is_in_the_readme_and_no_other() {
         .filter(|name| name.starts_with("doorward_"))
         .collect();
     assert_eq!(told, families);
+}
+
+#[test]
+fn every_code_of_a_warning_is_in_the_readme_and_no_other() {
+    let codes = doorward::policy::Code::ALL.map(|code| code.label().to_owned());
+    assert_eq!(first_cells("### Every warning"), codes.into());
 }
 
 #[test]

@@ -388,7 +388,7 @@ fn environment_entity(labels: &BTreeMap<String, String>) -> Entity {
         .expect("texts evaluate to themselves")
 }
 
-fn action_entities() -> Entities {
+pub(super) fn action_entities() -> Entities {
     SCHEMA
         .action_entities()
         .expect("the shipped schema is read by a test")

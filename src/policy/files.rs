@@ -7,17 +7,20 @@ use std::fmt;
 use std::io;
 use std::path::Path;
 use std::sync::{Arc, LazyLock};
+use std::time::SystemTime;
 
 use cedar_policy::{
     ActionConstraint, EntityUid, Policy, PolicyId, PolicySet, PrincipalConstraint, ValidationMode,
     Validator,
 };
-use miette::{Diagnostic, Severity};
+use miette::Diagnostic;
 
 use super::Settings;
 use super::cedar::{self, Engine, SCHEMA};
+use super::code::Code;
 use super::finding::{Finding, Text};
 use super::governance::{self, Registry};
+use super::lint;
 use super::slice::Rule;
 use crate::document::{Document, Mistakes};
 use crate::identity::{SpiffeId, TrustDomain};
@@ -32,8 +35,17 @@ pub const WORKLOADS: &str = "workloads.yaml";
 /// # Errors
 /// Every mistake found in it, and the warnings beside them.
 pub fn load(settings: &Settings) -> Result<Engine, LoadError> {
+    load_at(settings, SystemTime::now())
+}
+
+/// Reads and checks the policy directory as if it were `now`, which matters to warnings alone: what a
+/// decision is made of is asked when it is made.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_at(settings: &Settings, now: SystemTime) -> Result<Engine, LoadError> {
     let files = Files::read(&settings.dir).map_err(LoadError::unread)?;
-    check(&files, settings)
+    check(&files, settings, now)
 }
 
 /// Checks policies that do not stand in a directory, each with the name that messages call it.
@@ -44,11 +56,23 @@ pub fn check_texts<'a>(
     texts: impl IntoIterator<Item = (&'a str, &'a str)>,
     settings: &Settings,
 ) -> Result<Engine, LoadError> {
+    check_texts_at(texts, settings, SystemTime::now())
+}
+
+/// [`check_texts`] as if it were `now`.
+///
+/// # Errors
+/// As [`load`].
+pub fn check_texts_at<'a>(
+    texts: impl IntoIterator<Item = (&'a str, &'a str)>,
+    settings: &Settings,
+    now: SystemTime,
+) -> Result<Engine, LoadError> {
     let mut files = Files::default();
     for (name, text) in texts {
         files.add(name, text.to_owned());
     }
-    check(&files, settings)
+    check(&files, settings, now)
 }
 
 /// Why a policy directory does not load: every mistake in it.
@@ -147,10 +171,7 @@ impl Files {
     }
 
     fn add(&mut self, name: &str, text: String) {
-        let file = Text {
-            name: name.into(),
-            text: text.into(),
-        };
+        let file = Text::new(name, text);
         if name == WORKLOADS {
             self.workloads = Some(file);
         } else {
@@ -160,13 +181,13 @@ impl Files {
 }
 
 /// One policy as parsed, with its place in its file.
-struct Parsed<'a> {
-    policy: Policy,
-    text: &'a Text,
+pub(super) struct Parsed<'a> {
+    pub(super) policy: Policy,
+    pub(super) text: &'a Text,
     number: usize,
 }
 
-fn check(files: &Files, settings: &Settings) -> Result<Engine, LoadError> {
+fn check(files: &Files, settings: &Settings, now: SystemTime) -> Result<Engine, LoadError> {
     let (mut mistakes, mut warnings) = (Vec::new(), Vec::new());
     let mut unreadable = None;
     let registry = files.workloads.as_ref().map(|text| {
@@ -183,12 +204,15 @@ fn check(files: &Files, settings: &Settings) -> Result<Engine, LoadError> {
         .collect();
     if files.policies.is_empty() {
         warnings.push(
-            Finding::warning("there is no policy here: everything is denied")
-                .help("write grants into files whose names end in `.cedar`"),
+            Finding::warning(
+                Code::NoPolicy,
+                "there is no policy here: everything is denied",
+            )
+            .help("write grants into files whose names end in `.cedar`"),
         );
     }
-    let rules = govern(&parsed, settings, &mut mistakes, &mut warnings);
-    validate(&rules, &mut mistakes, &mut warnings);
+    let rules = govern(&parsed, settings, now, &mut mistakes, &mut warnings);
+    let impossible = validate(&rules, &mut mistakes, &mut warnings);
     for (_, parsed) in &rules {
         check_action(parsed, &mut mistakes);
     }
@@ -197,8 +221,14 @@ fn check(files: &Files, settings: &Settings) -> Result<Engine, LoadError> {
         for (_, parsed) in &rules {
             check_principal(parsed, known, &mut mistakes, &mut warnings);
         }
-        warnings.extend(files.workloads.iter().flat_map(|text| places(text, known)));
+        if mistakes.is_empty() {
+            warnings.extend(lint::policies(&rules, known, &impossible, now));
+        }
+        let texts = files.workloads.iter();
+        warnings.extend(texts.flat_map(|text| lint::workloads(text, known, &rules)));
     }
+    let denied = |warning: &mut Finding| warning.code().is_some_and(|code| settings.deny.has(code));
+    mistakes.extend(warnings.extract_if(.., denied).map(Finding::denied));
     mistakes.sort_by(|a, b| a.place().cmp(&b.place()));
     warnings.sort_by(|a, b| a.place().cmp(&b.place()));
     if !mistakes.is_empty() || unreadable.is_some() {
@@ -222,7 +252,7 @@ fn parse<'a>(text: &'a Text, mistakes: &mut Vec<Finding>) -> Vec<Parsed<'a>> {
         Err(errors) => {
             let errors: cedar_policy::ParseErrors = errors;
             let found = errors.iter();
-            mistakes.extend(found.map(|error| Finding::of_cedar(error, Severity::Error, text)));
+            mistakes.extend(found.map(|error| Finding::of_cedar(error, text)));
             return Vec::new();
         }
     };
@@ -251,6 +281,7 @@ fn parse<'a>(text: &'a Text, mistakes: &mut Vec<Finding>) -> Vec<Parsed<'a>> {
 fn govern<'a>(
     parsed: &'a [Parsed<'a>],
     settings: &Settings,
+    now: SystemTime,
     mistakes: &mut Vec<Finding>,
     warnings: &mut Vec<Finding>,
 ) -> Vec<(Rule, &'a Parsed<'a>)> {
@@ -262,6 +293,7 @@ fn govern<'a>(
             one.text,
             one.number,
             settings.governance,
+            now,
             mistakes,
             warnings,
         );
@@ -287,20 +319,25 @@ fn govern<'a>(
     rules
 }
 
-/// Checks all policies against the schema at once: the validator's own preparation is paid once.
+/// Checks all policies against the schema at once: the validator's own preparation is paid once. Returns
+/// those that can never match.
 fn validate(
     rules: &[(Rule, &Parsed<'_>)],
     mistakes: &mut Vec<Finding>,
     warnings: &mut Vec<Finding>,
-) {
+) -> HashSet<PolicyId> {
+    let mut impossible = HashSet::new();
     let policies = rules.iter().map(|(rule, _)| rule.policy.clone());
     let set = match PolicySet::from_policies(policies) {
         Ok(set) => set,
-        Err(error) => return mistakes.push(Finding::mistake(error.to_string())),
+        Err(error) => {
+            mistakes.push(Finding::mistake(error.to_string()));
+            return impossible;
+        }
     };
     let result = VALIDATOR.validate(&set, ValidationMode::Strict);
     if result.validation_passed_without_warnings() {
-        return;
+        return impossible;
     }
     let texts: HashMap<&PolicyId, &Text> = rules
         .iter()
@@ -308,20 +345,30 @@ fn validate(
         .collect();
     // The validator asks anew for each action, and says the same of each.
     let mut said = HashSet::new();
-    let mut push = |list: &mut Vec<Finding>, found: &dyn Diagnostic, id, severity| {
-        let Some(&text) = texts.get(id) else { return };
+    let mut fresh = |found: &dyn Diagnostic, text: &Text| {
         let spans = found.labels().into_iter().flatten();
         let spans: Vec<_> = spans.map(|label| (label.offset(), label.len())).collect();
-        if said.insert((text.name.clone(), spans)) {
-            list.push(Finding::of_validator(found, severity, text));
-        }
+        said.insert((text.name.clone(), spans))
     };
     for error in result.validation_errors() {
-        push(mistakes, error, error.policy_id(), Severity::Error);
+        if let Some(&text) = texts.get(error.policy_id())
+            && fresh(error, text)
+        {
+            mistakes.push(Finding::of_validator(error, text));
+        }
     }
     for warning in result.validation_warnings() {
-        push(warnings, warning, warning.policy_id(), Severity::Warning);
+        if let Some(&text) = texts.get(warning.policy_id())
+            && fresh(warning, text)
+        {
+            let finding = Finding::of_warning(warning, text);
+            if finding.code() == Some(Code::NeverMatches) {
+                impossible.insert(warning.policy_id().clone());
+            }
+            warnings.push(finding);
+        }
     }
+    impossible
 }
 
 static VALIDATOR: LazyLock<Validator> = LazyLock::new(|| Validator::new(SCHEMA.clone()));
@@ -364,7 +411,7 @@ fn check_principal(
     let mistake = |error: crate::identity::IdError| {
         Finding::mistake(format!("`{name}` names nobody: {error}")).at(parsed.text, at(), "")
     };
-    let warning = |message: String| Finding::warning(message).at(parsed.text, at(), "");
+    let warning = |code, message: String| Finding::warning(code, message).at(parsed.text, at(), "");
     if is(&uid, &cedar::WORKLOAD) {
         match SpiffeId::parse(name) {
             Err(error) => mistakes.push(
@@ -373,11 +420,12 @@ fn check_principal(
             ),
             Ok(id) => {
                 if let Some(place) = governance::location(name) {
-                    warnings.push(warning(location_message(place)).help(LOCATION_HELP));
+                    let warning = lint::located(place).at(parsed.text, at(), "");
+                    warnings.push(warning.help(lint::LOCATION_HELP));
                 }
                 if !registry.is_empty() && registry.get(&id).is_none() {
                     warnings.push(
-                        warning(format!("{name} is not registered"))
+                        warning(Code::Unregistered, format!("{name} is not registered"))
                             .help(format!("add it to {WORKLOADS}, or correct the name")),
                     );
                 }
@@ -388,9 +436,9 @@ fn check_principal(
             mistakes.push(mistake(error).help("write for example TrustDomain::\"example.org\""));
         }
     } else if is(&uid, &cedar::ROLE) && !registry.has_role(name) {
+        let message = format!("no registered workload has the role `{name}`");
         warnings.push(
-            warning(format!("no registered workload has the role `{name}`"))
-                .help(format!("roles are given in {WORKLOADS}")),
+            warning(Code::UnknownRole, message).help(format!("roles are given in {WORKLOADS}")),
         );
     }
 }
@@ -398,28 +446,6 @@ fn check_principal(
 fn is(uid: &EntityUid, kind: &cedar_policy::EntityTypeName) -> bool {
     uid.type_name() == kind
 }
-
-/// Warnings about registered workloads that are named for a place.
-fn places<'a>(text: &'a Text, registry: &'a Registry) -> impl Iterator<Item = Finding> + 'a {
-    registry.iter().filter_map(|workload| {
-        let id = workload.id.as_str();
-        let place = governance::location(id)?;
-        let start = text.text.find(id).unwrap_or_default();
-        let finding = Finding::warning(location_message(place));
-        Some(
-            finding
-                .at(text, start..start + id.len(), "")
-                .help(LOCATION_HELP),
-        )
-    })
-}
-
-fn location_message(place: &str) -> String {
-    format!("`{place}` looks like a place: this name changes when the workload moves")
-}
-
-const LOCATION_HELP: &str = "name the workload for what it is, and ask for places with `context.source` \
-                             or `context.environment`";
 
 static EMPTY: LazyLock<Registry> = LazyLock::new(Registry::default);
 
@@ -452,7 +478,7 @@ impl Source for Watched {
         };
         let files = self.files.news(read).await?;
         let settings = self.settings.clone();
-        let engine = apart(move || check(&files, &settings)).await?;
+        let engine = apart(move || check(&files, &settings, SystemTime::now())).await?;
         self.files.take();
         Ok(Change::Replace(engine))
     }

@@ -1,23 +1,62 @@
 //! Something about the policy directory that the operator should know, shown in place.
 
 use std::fmt;
+use std::hash::{Hash, Hasher};
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
+use cedar_policy::ValidationWarning;
 use miette::{Diagnostic, LabeledSpan, NamedSource, Severity};
 
-/// One file as read, to quote from.
-#[derive(Clone, Debug, Hash)]
+use super::code::Code;
+
+/// One file as read, to quote from. Cheap to clone.
+#[derive(Clone, Debug)]
 pub(super) struct Text {
     pub(super) name: Arc<str>,
     pub(super) text: Arc<str>,
+    /// Where each line begins: counted once, for there may be thousands of findings.
+    lines: Arc<OnceLock<Vec<usize>>>,
 }
 
 impl Text {
+    pub(super) fn new(name: &str, text: String) -> Self {
+        Self {
+            name: name.into(),
+            text: text.into(),
+            lines: Arc::default(),
+        }
+    }
+
     /// The line of the byte `at`, counted from 1.
     pub(super) fn line(&self, at: usize) -> usize {
-        let before = self.text.get(..at).unwrap_or_default();
-        before.matches('\n').count() + 1
+        self.lines().partition_point(|start| *start <= at)
+    }
+
+    /// Where the text from `line` on, counted from 1, says `words` first; where the line begins if it
+    /// does not.
+    pub(super) fn find(&self, line: usize, words: &str) -> Range<usize> {
+        let lines = self.lines();
+        let start = lines.get(line.saturating_sub(1)).copied().unwrap_or(0);
+        match self.text.get(start..).and_then(|rest| rest.find(words)) {
+            Some(at) => start + at..start + at + words.len(),
+            None => start..start,
+        }
+    }
+
+    fn lines(&self) -> &[usize] {
+        self.lines.get_or_init(|| {
+            let ends = self.text.match_indices('\n');
+            std::iter::once(0)
+                .chain(ends.map(|(at, _)| at + 1))
+                .collect()
+        })
+    }
+}
+
+impl Hash for Text {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        (&self.name, &self.text).hash(state);
     }
 }
 
@@ -31,6 +70,7 @@ pub struct Finding {
     /// The file, and where in it; the line is counted only when it is shown.
     place: Option<(Text, usize)>,
     severity: Severity,
+    code: Option<Code>,
 }
 
 impl Finding {
@@ -43,22 +83,37 @@ impl Finding {
             source: None,
             place: None,
             severity: Severity::Error,
+            code: None,
         }
     }
 
     /// A warning: it loads, and may not mean what was meant.
-    pub(super) fn warning(message: impl Into<String>) -> Self {
+    pub(super) fn warning(code: Code, message: impl Into<String>) -> Self {
         Self {
             severity: Severity::Warning,
+            code: Some(code),
             ..Self::mistake(message)
         }
     }
 
-    /// What Cedar says about `text`.
-    pub(super) fn of_cedar(found: &dyn Diagnostic, severity: Severity, text: &Text) -> Self {
+    /// The kind of warning; none if it is a mistake whatever the operator thinks of warnings.
+    #[must_use]
+    pub fn code(&self) -> Option<Code> {
+        self.code
+    }
+
+    /// The same, as a mistake.
+    pub(super) fn denied(self) -> Self {
+        Self {
+            severity: Severity::Error,
+            ..self
+        }
+    }
+
+    /// What Cedar says is wrong with `text`.
+    pub(super) fn of_cedar(found: &dyn Diagnostic, text: &Text) -> Self {
         let labels: Vec<_> = found.labels().into_iter().flatten().collect();
         let mut finding = Self::mistake(found.to_string());
-        finding.severity = severity;
         finding.help = found.help().map(|help| help.to_string());
         let start = labels.first().map_or(0, LabeledSpan::offset);
         finding.place = Some((text.clone(), start));
@@ -67,9 +122,23 @@ impl Finding {
         finding
     }
 
+    /// What Cedar's validator warns of in `text`.
+    pub(super) fn of_warning(found: &ValidationWarning, text: &Text) -> Self {
+        let code = match found {
+            ValidationWarning::ImpossiblePolicy(_)
+            | ValidationWarning::InvalidActionApplication(_) => Code::NeverMatches,
+            _ => Code::ConfusableText,
+        };
+        Self {
+            severity: Severity::Warning,
+            code: Some(code),
+            ..Self::of_validator(found, text)
+        }
+    }
+
     /// What Cedar's validator says about `text`, which it says for one action of several.
-    pub(super) fn of_validator(found: &dyn Diagnostic, severity: Severity, text: &Text) -> Self {
-        let mut finding = Self::of_cedar(found, severity, text);
+    pub(super) fn of_validator(found: &dyn Diagnostic, text: &Text) -> Self {
+        let mut finding = Self::of_cedar(found, text);
         let Some((before, after)) = finding.message.split_once(" for Action::\"") else {
             return finding;
         };
@@ -123,6 +192,10 @@ impl fmt::Display for Finding {
 impl std::error::Error for Finding {}
 
 impl Diagnostic for Finding {
+    fn code<'a>(&'a self) -> Option<Box<dyn fmt::Display + 'a>> {
+        self.code.map(|code| Box::new(code) as _)
+    }
+
     fn severity(&self) -> Option<Severity> {
         Some(self.severity)
     }

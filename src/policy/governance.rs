@@ -8,8 +8,9 @@ use std::time::{Duration, SystemTime};
 use cedar_policy::{Effect, Policy};
 
 use super::Governance;
+use super::code::Code;
 use super::finding::{Finding, Text};
-use crate::document::Node;
+use crate::document::{self, Node};
 use crate::identity::SpiffeId;
 
 /// What a policy says about itself.
@@ -24,11 +25,39 @@ pub struct Grant {
     /// From this instant on it is not in force. Always there for a `permit`, unless governance is
     /// advisory; never for a `forbid`.
     pub expires: Option<SystemTime>,
-    /// From this instant on somebody should have looked at it again.
+    /// From this instant on it is overdue to be looked at again.
     pub review: Option<SystemTime>,
-    /// Where it was asked for.
+    /// Where it was asked for and agreed to: a ticket, a change request.
     pub ticket: Option<Arc<str>>,
 }
+
+impl Grant {
+    /// Whether it is no longer in force at `now`.
+    #[must_use]
+    pub fn has_ended(&self, now: SystemTime) -> bool {
+        self.expires.is_some_and(|end| end <= now)
+    }
+
+    /// Whether it is in force at `now` and ends within [`SOON`].
+    #[must_use]
+    pub fn ends_soon(&self, now: SystemTime) -> bool {
+        !self.has_ended(now) && self.expires.is_some_and(|end| end <= now + SOON)
+    }
+
+    /// Whether it is in force at `now` and was due to be looked at again.
+    #[must_use]
+    pub fn is_overdue(&self, now: SystemTime) -> bool {
+        !self.has_ended(now) && self.review.is_some_and(|due| due <= now)
+    }
+}
+
+/// A grant that ends within this time is told of: enough to ask its owner.
+pub const SOON: Duration = Duration::from_secs(14 * DAY);
+
+/// A grant that ends later than this is longer than a year, the rest of its last day aside.
+const YEAR: Duration = Duration::from_secs(367 * DAY);
+
+const DAY: u64 = 24 * 3600;
 
 /// A policy's place in its file, and what it says about itself.
 pub(super) struct Governed {
@@ -43,6 +72,7 @@ pub(super) fn govern(
     text: &Text,
     number: usize,
     governance: Governance,
+    now: SystemTime,
     mistakes: &mut Vec<Finding>,
     warnings: &mut Vec<Finding>,
 ) -> Governed {
@@ -90,11 +120,18 @@ pub(super) fn govern(
                          in @expires(\"2027-06-30T12:00:00Z\")",
                     ),
             );
-        } else if expires.is_some_and(|end| end <= SystemTime::now()) {
-            warnings.push(
-                Finding::warning(format!("this grant has ended: `{written}` is past"))
-                    .at(text, at("expires"), "not in force")
-                    .help("delete it, or let its owner say until when it is needed"),
+        }
+    }
+    let mut review = None;
+    if let Some(written) = said("review") {
+        review = end(written);
+        if review.is_none() {
+            mistakes.push(
+                Finding::mistake(format!("`{written}` is not a date"))
+                    .at(text, at("review"), "not a date")
+                    .help(
+                        "write the day by which to look at it again, as in @review(\"2027-01-31\")",
+                    ),
             );
         }
     }
@@ -107,18 +144,111 @@ pub(super) fn govern(
         );
     }
     let generated = || format!("{}#{number}", text.name).into();
+    let grant = Grant {
+        id: id.map_or_else(generated, Into::into),
+        owner: said("owner").map(Into::into),
+        purpose: said("purpose").map(Into::into),
+        expires,
+        review,
+        ticket: said("ticket").map(Into::into),
+    };
+    warnings.extend(dates(&grant, now).map(|(code, key, told, label, help)| {
+        let written = said(key).unwrap_or_default();
+        Finding::warning(code, told.replace("{}", written))
+            .at(text, at(key), label)
+            .help(help)
+    }));
+    warnings.extend(policy.annotations().filter_map(|(key, _)| {
+        let meant = meant(key)?;
+        Some(
+            Finding::warning(
+                Code::UnknownAnnotation,
+                format!("`@{key}` is not known, and controls nothing"),
+            )
+            .at(text, at(key), "not known")
+            .help(format!(
+                "write `@{meant}`, or a word that looks less like it"
+            )),
+        )
+    }));
     Governed {
-        grant: Grant {
-            id: id.map_or_else(generated, Into::into),
-            owner: said("owner").map(Into::into),
-            purpose: said("purpose").map(Into::into),
-            expires,
-            review: said("review").and_then(end),
-            ticket: said("ticket").map(Into::into),
-        },
+        grant,
         dry_run: mode.is_some(),
     }
 }
+
+/// What there is to say at `now` about the dates of a grant: code, annotation, message with `{}` for what
+/// is written there, label, help.
+fn dates(
+    grant: &Grant,
+    now: SystemTime,
+) -> impl Iterator<Item = (Code, &'static str, &'static str, &'static str, &'static str)> {
+    let end = if grant.has_ended(now) {
+        Some((
+            Code::Ended,
+            "this grant has ended: `{}` is past",
+            "not in force",
+            "delete it, or let its owner say until when it is needed",
+        ))
+    } else if grant.ends_soon(now) {
+        Some((
+            Code::EndsSoon,
+            "this grant ends within 14 days: `{}` is near",
+            "ends soon",
+            "ask its owner whether it is still needed, and until when",
+        ))
+    } else if grant.expires.is_some_and(|end| end > now + YEAR) {
+        Some((
+            Code::LongGrant,
+            "this grant lasts for more than a year: `{}` is far away",
+            "more than a year",
+            "let it end within a year: whoever needs it then says so again",
+        ))
+    } else {
+        None
+    };
+    let end = end.map(|(code, told, label, help)| (code, "expires", told, label, help));
+    let review = grant.is_overdue(now).then_some((
+        Code::ReviewOverdue,
+        "review",
+        "the review is overdue: `{}` is past",
+        "overdue",
+        "ask its owner whether it is still needed, then write when to ask again",
+    ));
+    end.into_iter().chain(review)
+}
+
+/// The annotation that was meant by `key`, if it is none of ours and looks like one.
+pub(super) fn meant(key: &str) -> Option<&'static str> {
+    if ANNOTATIONS.contains(&key) {
+        return None;
+    }
+    let lower = key.to_lowercase();
+    if let Some((_, meant)) = ALSO_MEANT.iter().find(|(word, _)| *word == lower) {
+        return Some(meant);
+    }
+    let distance = |known: &&&'static str| document::distance(known, &lower);
+    let nearest = ANNOTATIONS.iter().min_by_key(distance)?;
+    // None wrong in two letters, one in four to six, two in seven.
+    (distance(&nearest) <= (nearest.len() + 1) / 4).then_some(*nearest)
+}
+
+/// All that a policy can say about itself.
+const ANNOTATIONS: [&str; 7] = [
+    "id", "owner", "purpose", "expires", "review", "ticket", "mode",
+];
+
+/// Words that others use for the same.
+const ALSO_MEANT: [(&str, &str); 8] = [
+    ("expiration", "expires"),
+    ("expires_at", "expires"),
+    ("expires_on", "expires"),
+    ("valid_until", "expires"),
+    ("until", "expires"),
+    ("review_by", "review"),
+    ("dry_run", "mode"),
+    ("observe", "mode"),
+];
 
 /// A `permit` that does not say who answers for it.
 fn unsaid(missing: &[&str], governance: Governance) -> Finding {
@@ -135,7 +265,7 @@ fn unsaid(missing: &[&str], governance: Governance) -> Finding {
         .collect();
     let finding = match governance {
         Governance::Enforce => Finding::mistake(message),
-        Governance::Advisory => Finding::warning(message),
+        Governance::Advisory => Finding::warning(Code::Ungoverned, message),
     };
     finding.help(help.join("\n"))
 }
@@ -147,6 +277,33 @@ const LONGEST_ID: usize = 128;
 pub(super) fn first_line(policy: &Policy, text: &Text) -> Range<usize> {
     let (start, written) = written(policy, text);
     start..start + written.lines().next().unwrap_or_default().len()
+}
+
+/// Where `policy` begins behind what it says about itself, to the end of that line.
+pub(super) fn head(policy: &Policy, text: &Text) -> Range<usize> {
+    let (start, written) = written(policy, text);
+    let annotations = policy.annotations();
+    let ends = annotations.filter_map(|(key, _)| Some(annotation(policy, key)?.end));
+    let behind = ends.max().unwrap_or(start).max(start);
+    let rest = written.get(behind - start..).unwrap_or_default();
+    let blank = rest.len() - rest.trim_start().len();
+    let line = rest
+        .trim_start()
+        .lines()
+        .next()
+        .unwrap_or_default()
+        .trim_end();
+    behind + blank..behind + blank + line.len()
+}
+
+/// Where the scope of `policy` says `word` first.
+pub(super) fn in_scope(policy: &Policy, text: &Text, word: &str) -> Range<usize> {
+    let head = head(policy, text);
+    let rest = text.text.get(head.start..).unwrap_or_default();
+    match rest.find(word) {
+        Some(at) => head.start + at..head.start + at + word.len(),
+        None => head,
+    }
 }
 
 /// Where `policy` says `literal` first, quotes included.
@@ -193,6 +350,18 @@ fn end(written: &str) -> Option<SystemTime> {
 pub struct Registry {
     workloads: HashMap<SpiffeId, Workload>,
     roles: HashSet<String>,
+    owners: Option<BTreeMap<Arc<str>, Owner>>,
+}
+
+/// Somebody who answers for workloads or grants.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Owner {
+    /// What grants and workloads call them: an address, a team's name.
+    pub id: Arc<str>,
+    /// Their name in full.
+    pub name: Option<String>,
+    /// Where to reach them.
+    pub contact: Option<String>,
 }
 
 /// One registered workload.
@@ -214,6 +383,8 @@ pub struct Workload {
     pub max_lifetime: Option<Duration>,
     /// Free labels, the tags of the Cedar entity.
     pub labels: BTreeMap<String, String>,
+    /// The line on which its registration begins, counted from 1.
+    pub(super) line: usize,
 }
 
 /// What a workload is.
@@ -245,6 +416,18 @@ impl Registry {
     #[must_use]
     pub fn read(node: Node<'_>) -> Option<Self> {
         let mut section = node.section()?;
+        let owners = section.optional("owners", |node| {
+            let mut owners: BTreeMap<Arc<str>, Owner> = BTreeMap::new();
+            let read = node.list(|node| {
+                let owner = Owner::read(&node)?;
+                if owners.contains_key(&owner.id) {
+                    return node.mistake(format_args!("`{}` is listed already", owner.id), None);
+                }
+                owners.insert(owner.id.clone(), owner);
+                Some(())
+            });
+            read.map(|_| owners)
+        });
         let list = section.required("workloads", |node| {
             let mut seen = HashMap::new();
             node.list(|node| {
@@ -261,6 +444,7 @@ impl Registry {
         Some(Self {
             roles: roles.cloned().collect(),
             workloads,
+            owners: owners?,
         })
     }
 
@@ -275,6 +459,28 @@ impl Registry {
         self.workloads.values()
     }
 
+    /// The owners that the registry lists; none if it has no list.
+    pub fn owners(&self) -> Option<impl Iterator<Item = &Owner>> {
+        self.owners.as_ref().map(BTreeMap::values)
+    }
+
+    /// What the list of owners says of `id`.
+    #[must_use]
+    pub fn owner(&self, id: &str) -> Option<&Owner> {
+        self.owners.as_ref()?.get(id)
+    }
+
+    /// Whether there is a list of owners, and `id` is not in it.
+    pub(super) fn misses_owner(&self, id: &str) -> bool {
+        self.owners.is_some() && self.owner(id).is_none()
+    }
+
+    /// One of the workloads that have the role.
+    pub(super) fn member(&self, role: &str) -> Option<&Workload> {
+        let has = |workload: &&Workload| workload.roles.iter().any(|given| given == role);
+        self.workloads.values().find(has)
+    }
+
     /// Whether a registered workload has the role.
     pub(super) fn has_role(&self, role: &str) -> bool {
         self.roles.contains(role)
@@ -284,6 +490,21 @@ impl Registry {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.workloads.is_empty()
+    }
+}
+
+impl Owner {
+    fn read(node: &Node<'_>) -> Option<Self> {
+        let text = |node: Node<'_>| node.text().map(str::to_owned);
+        let mut section = node.section()?;
+        let id = section.required("id", text);
+        let name = section.optional("name", text);
+        let contact = section.optional("contact", text);
+        Some(Self {
+            id: id?.into(),
+            name: name?,
+            contact: contact?,
+        })
     }
 }
 
@@ -298,7 +519,16 @@ impl Workload {
             let kinds = [Kind::Service, Kind::Job, Kind::Agent];
             node.choice(&kinds.map(|kind| (kind.label(), kind)))
         });
-        let accountable = section.optional("accountable", text);
+        let accountable = section.optional("accountable", |node| {
+            let person = node.text()?;
+            if person.starts_with("spiffe://") {
+                return node.mistake(
+                    format_args!("`{person}` is a workload, and nobody can hold it to account"),
+                    Some("name a person's role or address, as in `jane.doe@example.org`"),
+                );
+            }
+            Some(person.to_owned())
+        });
         let roles = section.or("roles", Vec::new(), |node| node.one_or_more(text));
         let max_lifetime = section.optional("max_lifetime", |node| {
             node.duration(Duration::from_secs(1)..=Duration::from_secs(366 * 24 * 3600))
@@ -320,6 +550,7 @@ impl Workload {
             roles: roles?,
             max_lifetime: max_lifetime?,
             labels: labels?.into_iter().collect(),
+            line: node.line(),
         })
     }
 }

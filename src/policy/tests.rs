@@ -565,45 +565,14 @@ fn advisory_governance_warns_and_loads() {
         governance: Governance::Advisory,
         ..Settings::of("")
     };
-    let engine = engine_of("permit (principal, action, resource);", "", &settings).unwrap();
+    let cedar = "permit (principal in Role::\"a\", action in Action::\"read\", resource);";
+    let workloads = "workloads:\n- { id: spiffe://a/b, owner: o, purpose: p, roles: a }";
+    let engine = engine_of(cedar, workloads, &settings).unwrap();
     let told: Vec<_> = engine.warnings().map(ToString::to_string).collect();
     assert_eq!(
         told,
         ["a.cedar:1: this permit does not say @id, @owner, @purpose, @expires"]
     );
-}
-
-#[test]
-fn what_may_not_mean_what_was_meant_is_warned_of() {
-    let registered = "workloads:\n- { id: spiffe://example.org/a, owner: o, purpose: p }";
-    for (principal, workloads, told) in [
-        (
-            r#"principal == Workload::"spiffe://example.org/eu-west-1/a""#,
-            "",
-            "a.cedar:1: `eu-west-1` looks like a place: this name changes when the workload moves",
-        ),
-        (
-            r#"principal == Workload::"spiffe://example.org/b""#,
-            registered,
-            "a.cedar:1: spiffe://example.org/b is not registered",
-        ),
-        (
-            r#"principal in Role::"readers""#,
-            registered,
-            "a.cedar:1: no registered workload has the role `readers`",
-        ),
-        (
-            r#"principal == Workload::"spiffe://example.org/node-1/a""#,
-            "workloads:\n- { id: spiffe://example.org/node-1/a, owner: o, purpose: p }",
-            "a.cedar:1: `node-1` looks like a place: this name changes when the workload moves\n\
-             workloads.yaml:2: `node-1` looks like a place: this name changes when the workload moves",
-        ),
-    ] {
-        let cedar = grant("g", &format!("permit ({principal}, action, resource);"));
-        let engine = engine_of(&cedar, workloads, &Settings::of("")).unwrap();
-        let warnings: Vec<_> = engine.warnings().map(ToString::to_string).collect();
-        assert_eq!(warnings.join("\n"), told);
-    }
 }
 
 #[test]
@@ -613,7 +582,13 @@ fn the_section_policy_is_read() {
             .read(Settings::read)
             .map_err(|mistakes| mistakes.to_string())
     };
-    let settings = read("dir: /etc/p\ngovernance: advisory\nmode: observe").unwrap();
+    let settings =
+        read("dir: /etc/p\ngovernance: advisory\nmode: observe\ndeny: [shadowed, duplicate]");
+    let settings = settings.unwrap();
+    assert_eq!(
+        settings.deny,
+        Codes::from_iter([Code::Shadowed, Code::Duplicate])
+    );
     assert_eq!(settings.dir, PathBuf::from("/etc/p"));
     assert_eq!(settings.governance, Governance::Advisory);
     assert_eq!(settings.mode, Mode::Observe);
@@ -733,6 +708,54 @@ fn drawn() -> impl Strategy<Value = Drawn> {
         )
 }
 
+/// Conditions that follow from each other, or exclude each other.
+const RELATED: &[&str] = &[
+    r#"context.http.path like "/a*""#,
+    r#"context.http.path like "/a*b*""#,
+    r#"context.http.path like "*b""#,
+    r#"context.http.path like "/b*""#,
+    r#"context.http.path == "/a""#,
+    r#""/b" != context.http.path"#,
+    r#"["/a", "/ab"].contains(context.http.path)"#,
+    r#"["/a", "/b"].contains(context.http.path)"#,
+    r#"context.http.path == "/b" || context.http.path like "/a*""#,
+    r#"context.http.path like "/b*" || context.port == 1"#,
+    r#"context has http && context.http.path like "/a*""#,
+    r#"if context.port == 1 then context.http.path == "/a" else false"#,
+    r#"context.http.host == "h""#,
+    r#"context.http.host like "h*""#,
+    r#"context.http.method == "GET""#,
+    r#"context.port < 2"#,
+    r#"context.port == 1"#,
+    r#"context.port + 9223372036854775807 > 5 || context.http.path == "/a""#,
+    r#"principal in Role::"readers""#,
+    r#"principal in Role::"writers""#,
+    r#"principal == Workload::"spiffe://example.org/b""#,
+    r#"principal has kind && principal.kind == Kind::"agent""#,
+    r#"principal.hasTag("tier") && principal.getTag("tier") == "front""#,
+    r#"context.peer.trust_domain == "example.org""#,
+    r#"action == Action::"GET""#,
+    r#"resource == Service::"s""#,
+];
+
+/// Policies that are likely to have to do with each other.
+fn related() -> impl Strategy<Value = Drawn> {
+    let principals = select(&PRINCIPALS[2..]);
+    let actions = select(&[r#"action in Action::"read""#, r#"action == Action::"GET""#][..]);
+    let conditions = subsequence(RELATED, 0..3);
+    let permit = prop::bool::weighted(0.8);
+    (permit, principals, actions, conditions, any::<bool>()).prop_map(
+        |(permit, principal, action, conditions, unless)| Drawn {
+            permit,
+            scope: (principal, action, "resource"),
+            unless: unless && conditions.len() == 1,
+            conditions,
+            expires: 1_000,
+            dry_run: false,
+        },
+    )
+}
+
 fn text(drawn: &[Drawn]) -> String {
     let mut text = String::new();
     for (number, policy) in drawn.iter().enumerate() {
@@ -830,13 +853,43 @@ impl Plain {
     }
 
     /// Decides over what is in force, with the dry runs or without; a policy that fails denies.
-    fn decide(&self, dry_runs: bool, (http, seconds): Asked) -> Result<(), DenialReason> {
-        use cedar_policy::{Authorizer, Context, Decision, PolicySet, Request};
+    fn decide(&self, dry_runs: bool, asked: Asked) -> Result<(), DenialReason> {
+        use cedar_policy::{Decision, PolicySet};
+        let seconds = asked.1;
         let in_force = self.policies.iter().filter(|(drawn, _)| {
             (!drawn.permit || seconds < drawn.expires) && (dry_runs || !drawn.dry_run)
         });
         let policies = in_force.map(|(_, policy)| policy.clone());
-        let policies = PolicySet::from_policies(policies).unwrap();
+        let response = self.ask(&PolicySet::from_policies(policies).unwrap(), asked);
+        let denied = response.decision() == Decision::Deny;
+        if denied && response.diagnostics().reason().next().is_some() {
+            Err(DenialReason::Forbidden)
+        } else if response.diagnostics().errors().next().is_some() {
+            Err(DenialReason::Error)
+        } else if denied {
+            Err(DenialReason::NoGrant)
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Whether the scope and the conditions of one policy hold, in force or not.
+    fn matches(&self, number: usize, asked: Asked) -> bool {
+        let policy = [self.policies[number].1.clone()];
+        let policy = cedar_policy::PolicySet::from_policies(policy).unwrap();
+        self.ask(&policy, asked)
+            .diagnostics()
+            .reason()
+            .next()
+            .is_some()
+    }
+
+    fn ask(
+        &self,
+        policies: &cedar_policy::PolicySet,
+        (http, seconds): Asked,
+    ) -> cedar_policy::Response {
+        use cedar_policy::{Authorizer, Context, Request};
         let time = |time| {
             let time = jiff::Timestamp::try_from(time).unwrap();
             time.strftime("%FT%TZ").to_string()
@@ -876,18 +929,7 @@ impl Plain {
             context.unwrap(),
             Some(&cedar::SCHEMA),
         );
-        let response =
-            Authorizer::new().is_authorized(&request.unwrap(), &policies, &self.entities);
-        let denied = response.decision() == Decision::Deny;
-        if denied && response.diagnostics().reason().next().is_some() {
-            Err(DenialReason::Forbidden)
-        } else if response.diagnostics().errors().next().is_some() {
-            Err(DenialReason::Error)
-        } else if denied {
-            Err(DenialReason::NoGrant)
-        } else {
-            Ok(())
-        }
+        Authorizer::new().is_authorized(&request.unwrap(), policies, &self.entities)
     }
 }
 
@@ -945,6 +987,66 @@ proptest! {
                 Err(denial) => {
                     prop_assert_eq!(enforced, Err(denial.reason()));
                     prop_assert_eq!(denial.would_allow().is_some(), rehearsed.is_ok());
+                }
+            }
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig {
+        failure_persistence: Some(Box::new(FileFailurePersistence::WithSource("proptest-regressions"))),
+        ..ProptestConfig::with_cases(160)
+    })]
+    #[test]
+    fn what_is_said_to_be_needless_or_void_is_so(
+        policies in prop_oneof![
+            prop::collection::vec(drawn(), 1..6),
+            prop::collection::vec(related(), 4..10),
+        ],
+        questions in prop::collection::vec(asked(), 8..32),
+        id in select(&["spiffe://example.org/a", "spiffe://example.org/b",
+            "spiffe://example.org/c", "spiffe://example.com/a"][..]),
+        service in select(&["s", "t", "u"][..]),
+        source in select(&["10.0.0.1", "2001:db8::1"][..]),
+        port in select(&[1_u16, 2][..]),
+        lifetime in select(&[600_u64, 7200][..]),
+    ) {
+        let one = |(number, policy): (usize, &Drawn)| {
+            let text = text(std::slice::from_ref(policy)).replace("\"g0\"", &format!("\"g{number}\""));
+            (format!("{number}.cedar"), text)
+        };
+        let texts: Vec<_> = policies.iter().enumerate().map(one).collect();
+        let given = texts.iter().map(|(name, text)| (&**name, &**text));
+        let given = given.chain([(files::WORKLOADS, REGISTERED)]);
+        let engine = files::check_texts_at(given, &Settings::of(""), at(0)).unwrap();
+        let subject = Subject {
+            id: id.parse().unwrap(),
+            expires: at(6),
+            lifetime: Duration::from_secs(lifetime),
+        };
+        let place = Place { service: service.into(), port, source: source.parse().unwrap() };
+        let plain = Plain::new(&policies, &subject, &place);
+        for warning in engine.warnings() {
+            let told = warning.to_string();
+            let Ok(policy) = told.split('.').next().unwrap_or_default().parse() else { continue };
+            // Cedar's validator names the policy itself.
+            let other = told.split('`').nth(1).filter(|_| !told.contains("for policy"));
+            let other = other.and_then(|name| name.strip_prefix('g')?.parse::<usize>().ok());
+            // No request has such a path.
+            let real = questions.iter().filter(|(http, _)| {
+                http.is_none_or(|(method, path, host)| {
+                    (path.starts_with('/') || (path.is_empty() && method == "CONNECT")) && host != "/a"
+                })
+            });
+            for question in real {
+                let matches = |policy| plain.matches(policy, *question);
+                match (warning.code(), other) {
+                    (Some(Code::NeverMatches), None) => prop_assert!(!matches(policy), "{told}\n{texts:?}"),
+                    (Some(Code::NeverMatches | Code::Shadowed | Code::Duplicate), Some(other)) => {
+                        prop_assert!(!matches(policy) || matches(other), "{told}\n{texts:?}");
+                    }
+                    _ => {}
                 }
             }
         }
