@@ -744,6 +744,22 @@ mod tests {
         assert_eq!(workload.roles, ["readers"]);
         assert_eq!(workload.max_lifetime, Some(Duration::from_secs(3600)));
         assert_eq!(workload.labels["team"], "a");
+        assert!(read.owners().is_none() && !read.misses_owner("anybody"));
+    }
+
+    #[test]
+    fn a_list_of_owners_says_who_may_be_one() {
+        let read = registry(
+            "owners:\n- { id: a@example.org, name: A-Team, contact: '#a' }\n- { id: b@example.org }\n\
+             workloads: []\n",
+        )
+        .unwrap();
+        assert_eq!(
+            read.owner("a@example.org").unwrap().name.as_deref(),
+            Some("A-Team")
+        );
+        assert_eq!(read.owners().unwrap().count(), 2);
+        assert!(!read.misses_owner("b@example.org") && read.misses_owner("c@example.org"));
     }
 
     #[test]
@@ -765,6 +781,18 @@ mod tests {
             (
                 format!("workloads:\n{entry}, kind: robot }}"),
                 "workloads.yaml:2: workloads[0].kind: `robot` is not known here",
+            ),
+            (
+                format!("workloads:\n{entry}, kind: agent, accountable: spiffe://example.org/b }}"),
+                "workloads.yaml:2: workloads[0].accountable: `spiffe://example.org/b` is a workload",
+            ),
+            (
+                format!("owners: [{{ id: o }}, {{ id: o }}]\nworkloads:\n{entry} }}"),
+                "workloads.yaml:1: owners[1]: `o` is listed already",
+            ),
+            (
+                format!("owners: [o]\nworkloads:\n{entry} }}"),
+                "workloads.yaml:1: owners[0]: expected keys with values",
             ),
             (
                 "workloads:\n- { id: checkout, owner: o, purpose: p }".into(),
