@@ -14,6 +14,7 @@
 //! | `policy/files.rs` | the policy directory, read, checked and watched |
 //! | `policy/lint.rs` | what loads and may not mean what was meant; each such warning has a `Code` |
 //! | `policy/reach.rs` | which requests a policy can match, and what follows from that |
+//! | `policy/symbolic.rs` | the same, proved by a solver where one is installed |
 //! | `policy/shadow.rs` | which grants add nothing, or are taken back, by the side of the others |
 //!
 //! What people ask of it, apart from any connection:
@@ -50,6 +51,7 @@ mod shadow;
 mod slice;
 mod status;
 pub mod who_can;
+pub mod symbolic;
 
 use std::collections::BTreeMap;
 use std::fmt;

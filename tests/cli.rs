@@ -214,6 +214,24 @@ fn an_unknown_code_is_told_with_those_there_are() {
 }
 
 #[test]
+fn a_solver_that_is_not_there_is_trouble_and_named() {
+    for solver in ["no/such/solver", "/bin/true", "/bin/cat"] {
+        let output = Command::new(env!("CARGO_BIN_EXE_doorward"))
+            .args(["check", "--symbolic", "--policy", "policy/sound"])
+            .current_dir(fixtures())
+            .env("CVC5", solver)
+            .output()
+            .unwrap();
+        assert_eq!(code(&output), 2, "{solver}: {}", err(&output));
+        assert!(
+            err(&output).starts_with("doorward: cannot start the solver cvc5: install it"),
+            "{solver}: {}",
+            err(&output)
+        );
+    }
+}
+
+#[test]
 fn what_the_configuration_denies_is_refused_by_check_and_by_run() {
     let dir = tempfile::tempdir().unwrap();
     let config = dir.path().join("doorward.yaml");

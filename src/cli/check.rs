@@ -10,7 +10,9 @@ use serde_json::{Value, json};
 
 use crate::cli::show;
 use crate::config::Config;
+use crate::policy::symbolic::Solver;
 use crate::policy::{self, Codes};
+use crate::runtime;
 
 /// Check a configuration and its policies, showing every mistake in place
 #[derive(Debug, clap::Args)]
@@ -31,6 +33,10 @@ pub struct Args {
     /// Say what there will be to say at this time, as in 2027-06-30T12:00:00Z
     #[arg(long, value_name = "RFC3339")]
     at: Option<jiff::Timestamp>,
+    /// Prove more with the solver cvc5, found on the PATH or named in the environment variable CVC5; takes
+    /// up to seconds for each grant
+    #[arg(long)]
+    symbolic: bool,
     /// Print an array of what was found, for programs
     #[arg(long)]
     json: bool,
@@ -39,9 +45,13 @@ pub struct Args {
 /// Checks. Exit code 0: sound; 1: not.
 ///
 /// # Errors
-/// Never; mistakes are shown.
+/// If the solver was asked for and cannot be had, or fails. Mistakes are shown.
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let now = args.at.map_or_else(SystemTime::now, SystemTime::from);
+    let mut solver = match args.symbolic {
+        true => Some(Solver::start(runtime::control()?)?),
+        false => None,
+    };
     let mut report = Report::new(args.json);
     let mut policies: Vec<policy::Settings> =
         args.policy.iter().map(policy::Settings::of).collect();
@@ -57,7 +67,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     }
     for settings in &mut policies {
         settings.deny.extend(denied.clone());
-        match policy::files::load_at(settings, now) {
+        match policy::files::load_at(settings, now, solver.as_mut()) {
             Ok(engine) => report.add(engine.warnings().map(|warning| warning as _)),
             Err(error) => {
                 report.add(error.diagnostics());
@@ -65,7 +75,9 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
             }
         }
     }
-    Ok(report.finish())
+    let code = report.finish();
+    solver.map_or(Ok(()), Solver::finish)?;
+    Ok(code)
 }
 
 /// What was found so far: shown at once to people, kept for programs.

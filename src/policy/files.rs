@@ -22,6 +22,7 @@ use super::finding::{Finding, Text};
 use super::governance::{self, Registry};
 use super::lint;
 use super::slice::Rule;
+use super::symbolic::Solver;
 use crate::document::{Document, Mistakes};
 use crate::identity::{SpiffeId, TrustDomain};
 use crate::live::{Change, Source};
@@ -35,17 +36,21 @@ pub const WORKLOADS: &str = "workloads.yaml";
 /// # Errors
 /// Every mistake found in it, and the warnings beside them.
 pub fn load(settings: &Settings) -> Result<Engine, LoadError> {
-    load_at(settings, SystemTime::now())
+    load_at(settings, SystemTime::now(), None)
 }
 
 /// Reads and checks the policy directory as if it were `now`, which matters to warnings alone: what a
-/// decision is made of is asked when it is made.
+/// decision is made of is asked when it is made. With a solver, more is proved.
 ///
 /// # Errors
 /// As [`load`].
-pub fn load_at(settings: &Settings, now: SystemTime) -> Result<Engine, LoadError> {
+pub fn load_at(
+    settings: &Settings,
+    now: SystemTime,
+    solver: Option<&mut Solver>,
+) -> Result<Engine, LoadError> {
     let files = Files::read(&settings.dir).map_err(LoadError::unread)?;
-    check(&files, settings, now)
+    check(&files, settings, now, solver)
 }
 
 /// Checks policies that do not stand in a directory, each with the name that messages call it.
@@ -72,7 +77,7 @@ pub fn check_texts_at<'a>(
     for (name, text) in texts {
         files.add(name, text.to_owned());
     }
-    check(&files, settings, now)
+    check(&files, settings, now, None)
 }
 
 /// Why a policy directory does not load: every mistake in it.
@@ -187,7 +192,12 @@ pub(super) struct Parsed<'a> {
     number: usize,
 }
 
-fn check(files: &Files, settings: &Settings, now: SystemTime) -> Result<Engine, LoadError> {
+fn check(
+    files: &Files,
+    settings: &Settings,
+    now: SystemTime,
+    solver: Option<&mut Solver>,
+) -> Result<Engine, LoadError> {
     let (mut mistakes, mut warnings) = (Vec::new(), Vec::new());
     let mut unreadable = None;
     let registry = files.workloads.as_ref().map(|text| {
@@ -222,7 +232,7 @@ fn check(files: &Files, settings: &Settings, now: SystemTime) -> Result<Engine, 
             check_principal(parsed, known, &mut mistakes, &mut warnings);
         }
         if mistakes.is_empty() {
-            warnings.extend(lint::policies(&rules, known, &impossible, now));
+            warnings.extend(lint::policies(&rules, known, &impossible, now, solver));
         }
         let texts = files.workloads.iter();
         warnings.extend(texts.flat_map(|text| lint::workloads(text, known, &rules)));
@@ -478,7 +488,7 @@ impl Source for Watched {
         };
         let files = self.files.news(read).await?;
         let settings = self.settings.clone();
-        let engine = apart(move || check(&files, &settings, SystemTime::now())).await?;
+        let engine = apart(move || check(&files, &settings, SystemTime::now(), None)).await?;
         self.files.take();
         Ok(Change::Replace(engine))
     }

@@ -16,14 +16,16 @@ use super::governance::{self, Registry, Workload};
 use super::reach::{self, Never, Reach, Who};
 use super::shadow::{self, Known, Shadow};
 use super::slice::Rule;
+use super::symbolic::Solver;
 
 /// The warnings about policies that are in force at `now`, each by itself and all together. Those in
-/// `impossible` are known to match nothing.
+/// `impossible` are known to match nothing. The solver, where there is one, proves what is not obvious.
 pub(super) fn policies(
     rules: &[(Rule, &Parsed<'_>)],
     registry: &Registry,
     impossible: &HashSet<PolicyId>,
     now: SystemTime,
+    mut solver: Option<&mut Solver>,
 ) -> Vec<Finding> {
     let mut warnings = Vec::new();
     let reach = |(rule, parsed): &(Rule, &Parsed<'_>)| {
@@ -36,7 +38,10 @@ pub(super) fn policies(
         if impossible.contains(rule.policy.id()) {
             return None;
         }
-        let never = reach.never(registry);
+        let never = reach.never(registry).or_else(|| {
+            let none = solver.as_mut()?.never_matches(&rule.policy, &reach);
+            none.then_some(Never::Unsatisfiable)
+        });
         warnings.extend(never.iter().map(|never| unmatched(rule, parsed, never)));
         never.is_none().then_some(reach)
     };
@@ -46,7 +51,15 @@ pub(super) fn policies(
         Some(Known { rule, reach })
     });
     let known: Vec<Option<Known<'_>>> = known.collect();
-    let shadows = shadow::find(&known, registry).into_iter();
+    let mut covers = |wide: &Known<'_>, narrow: &Known<'_>| {
+        let (outer, inner) = (wide.reach, narrow.reach);
+        outer.covers(inner, registry)
+            || (outer.has_scope_of(inner, registry)
+                && solver.as_mut().is_some_and(|solver| {
+                    solver.follows(&wide.rule.policy, &narrow.rule.policy, inner)
+                }))
+    };
+    let shadows = shadow::find(&known, registry, &mut covers).into_iter();
     warnings.extend(shadows.filter_map(|(number, shadow)| {
         let (Shadow::Duplicate(other) | Shadow::Shadowed(other) | Shadow::Forbidden(other)) =
             shadow;
@@ -143,6 +156,10 @@ fn unmatched(rule: &Rule, parsed: &Parsed<'_>, never: &Never) -> Finding {
     let (policy, text) = (&parsed.policy, parsed.text);
     let (why, at) = match never {
         Never::Text(written, why) => (*why, governance::quoted(policy, text, written)),
+        Never::Unsatisfiable => (
+            "the solver finds no request that it matches",
+            governance::head(policy, text),
+        ),
         Never::Contradiction => (
             "its scope, its conditions and the registry exclude each other",
             governance::head(policy, text),

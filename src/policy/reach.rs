@@ -64,6 +64,8 @@ pub(super) enum Never {
     Text(String, &'static str),
     /// Facts that exclude each other.
     Contradiction,
+    /// The solver found no request.
+    Unsatisfiable,
 }
 
 impl Reach {
@@ -95,13 +97,28 @@ impl Reach {
 
     /// Whether it matches whatever `other` matches: proved, not guessed.
     pub(super) fn covers(&self, other: &Self, registry: &Registry) -> bool {
-        self.who.covers(&other.who, registry)
-            && self.actions.0 & other.actions.0 == other.actions.0
-            && (self.service.is_none() || self.service == other.service)
+        self.has_scope_of(other, registry)
             && self
                 .facts
                 .iter()
                 .all(|fact| other.value(&fact.expr, None, registry) == Some(fact.holds))
+    }
+
+    /// Whether its scope matches whatever the scope of `other` matches.
+    pub(super) fn has_scope_of(&self, other: &Self, registry: &Registry) -> bool {
+        self.who.covers(&other.who, registry)
+            && self.actions.0 & other.actions.0 == other.actions.0
+            && (self.service.is_none() || self.service == other.service)
+    }
+
+    /// Whether it asks for more than its scope.
+    pub(super) fn is_conditional(&self) -> bool {
+        !self.facts.is_empty()
+    }
+
+    /// Whether its scope names this action.
+    pub(super) fn is_for(&self, action: &str) -> bool {
+        self.actions.0 & Actions::equal(action).0 != 0
     }
 
     /// Whether its scope names every action.

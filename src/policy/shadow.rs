@@ -32,8 +32,12 @@ pub(super) struct Known<'a> {
 }
 
 /// What the others make of each grant, by its place in `policies`. None is a policy that is not in force,
-/// or not understood.
-pub(super) fn find(policies: &[Option<Known<'_>>], registry: &Registry) -> Vec<(usize, Shadow)> {
+/// or not understood. `covers` says whether the first matches whatever the second matches.
+pub(super) fn find(
+    policies: &[Option<Known<'_>>],
+    registry: &Registry,
+    covers: &mut dyn FnMut(&Known<'_>, &Known<'_>) -> bool,
+) -> Vec<(usize, Shadow)> {
     let mut index = Index::default();
     let known = || {
         let policies = policies.iter().enumerate();
@@ -44,25 +48,20 @@ pub(super) fn find(policies: &[Option<Known<'_>>], registry: &Registry) -> Vec<(
     }
     let grants = known().filter(|(_, known)| known.rule.policy.effect() == Effect::Permit);
     let shadows = grants.filter_map(|(number, grant)| {
-        let mut found = None;
-        index.candidates(grant, registry, |other| {
-            let Some(Some(wide)) = policies.get(other) else {
-                return;
-            };
-            if other != number && wide.reach.covers(grant.reach, registry) {
-                let shadow = judge((number, grant), (other, wide), registry);
-                // What is forbidden matters most, then what is said twice.
-                found = [found, shadow]
-                    .into_iter()
-                    .flatten()
-                    .min_by_key(|shadow| match shadow {
-                        Shadow::Forbidden(number) => (0, *number),
-                        Shadow::Duplicate(number) => (1, *number),
-                        Shadow::Shadowed(number) => (2, *number),
-                    });
-            }
+        let mut candidates = Vec::new();
+        index.candidates(grant, registry, |other| candidates.push(other));
+        let shadows = candidates.into_iter().filter_map(|other| {
+            let wide = policies.get(other)?.as_ref()?;
+            (other != number && covers(wide, grant))
+                .then(|| judge((number, grant), (other, wide), covers))?
         });
-        Some((number, found?))
+        // What is forbidden matters most, then what is said twice.
+        let told = shadows.min_by_key(|shadow| match shadow {
+            Shadow::Forbidden(number) => (0, *number),
+            Shadow::Duplicate(number) => (1, *number),
+            Shadow::Shadowed(number) => (2, *number),
+        });
+        Some((number, told?))
     });
     shadows.collect()
 }
@@ -71,7 +70,7 @@ pub(super) fn find(policies: &[Option<Known<'_>>], registry: &Registry) -> Vec<(
 fn judge(
     (number, grant): (usize, &Known<'_>),
     (other, wide): (usize, &Known<'_>),
-    registry: &Registry,
+    covers: &mut dyn FnMut(&Known<'_>, &Known<'_>) -> bool,
 ) -> Option<Shadow> {
     // A dry run takes nothing away and gives nothing.
     if wide.rule.dry_run && !grant.rule.dry_run {
@@ -88,7 +87,7 @@ fn judge(
     if !lasts(wide, grant) {
         return None;
     }
-    let same = grant.rule.dry_run == wide.rule.dry_run && grant.reach.covers(wide.reach, registry);
+    let same = grant.rule.dry_run == wide.rule.dry_run && covers(grant, wide);
     match same {
         false => Some(Shadow::Shadowed(other)),
         // Of two that say the same and end together, the later one is told of.

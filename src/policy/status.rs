@@ -68,7 +68,8 @@ impl Status {
         self.policies
             .set(i64::try_from(snapshot.value.policies()).unwrap_or(i64::MAX));
         let rules = snapshot.value.rules().into_iter();
-        self.terms.keep(rules.map(|rule| rule.grant.clone()).collect());
+        self.terms
+            .keep(rules.map(|rule| rule.grant.clone()).collect());
     }
 
     /// Tells of a directory that could not be loaded.
