@@ -50,8 +50,8 @@ mod scope;
 mod shadow;
 mod slice;
 mod status;
-pub mod who_can;
 pub mod symbolic;
+pub mod who_can;
 
 use std::collections::BTreeMap;
 use std::fmt;

@@ -59,6 +59,7 @@ impl Condition {
         if !policy.has_non_scope_constraint() {
             return all;
         }
+        // Not `scope::tree`, which has `unless` and `>` written in other ways.
         let Ok(parsed) = policy.to_pst() else {
             // Whatever it says stays open.
             let name = "conditions".into();

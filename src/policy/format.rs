@@ -2,7 +2,6 @@
 
 use cedar_policy::{ParseErrors, PolicySet};
 use cedar_policy_formatter::Config;
-use miette::Severity;
 
 use super::files::LoadError;
 use super::finding::{Finding, Text};
@@ -13,13 +12,10 @@ use super::finding::{Finding, Text};
 /// # Errors
 /// What is not Cedar, in its place.
 pub fn formatted(name: &str, text: &str) -> Result<String, LoadError> {
-    let shown = Text {
-        name: name.into(),
-        text: text.into(),
-    };
+    let shown = Text::new(name, text.to_owned());
     text.parse::<PolicySet>().map_err(|errors: ParseErrors| {
         let found = errors.iter();
-        LoadError::of(found.map(|error| Finding::of_cedar(error, Severity::Error, &shown)))
+        LoadError::of(found.map(|error| Finding::of_cedar(error, &shown)))
     })?;
     let (head, policies) = text.split_at(head(text));
     let formatted = cedar_policy_formatter::policies_str_to_pretty(policies, &LAYOUT);

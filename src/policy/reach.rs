@@ -12,10 +12,11 @@ use cedar_policy::pst::{
     BinaryOp, Clause, EntityType, EntityUID, Expr, Literal, Name, PatternElem, SmolStr, UnaryOp,
     Var,
 };
-use cedar_policy::{ActionConstraint, EntityUid, Policy, PrincipalConstraint, ResourceConstraint};
+use cedar_policy::{ActionConstraint, EntityUid, Policy, PrincipalConstraint};
 
 use super::cedar::{ROLE, SCHEMA, TRUST_DOMAIN, WORKLOAD};
 use super::governance::{Registry, Workload};
+use super::scope;
 use crate::identity::SpiffeId;
 
 /// What one policy can match.
@@ -24,7 +25,7 @@ pub(super) struct Reach {
     pub(super) who: Who,
     actions: Actions,
     /// The one service; none if it is any.
-    pub(super) service: Option<Box<str>>,
+    pub(super) service: Option<Arc<str>>,
     facts: Vec<Fact>,
 }
 
@@ -73,9 +74,7 @@ impl Reach {
     pub(super) fn of(policy: &Policy) -> Option<Self> {
         let mut facts = Vec::new();
         if policy.has_non_scope_constraint() {
-            // `Policy::to_pst` would parse the policy anew, which takes ten times as long.
-            let parsed = cedar_policy::pst::Policy::try_from(policy.as_ref().clone()).ok()?;
-            for clause in parsed.body().clauses() {
+            for clause in scope::tree(policy)?.body().clauses() {
                 match clause {
                     Clause::When(expr) => add(&mut facts, expr, true),
                     Clause::Unless(expr) => add(&mut facts, expr, false),
@@ -85,12 +84,7 @@ impl Reach {
         Some(Self {
             who: Who::of(&policy.principal_constraint()),
             actions: Actions::of(&policy.action_constraint()),
-            service: match policy.resource_constraint() {
-                ResourceConstraint::Eq(uid)
-                | ResourceConstraint::In(uid)
-                | ResourceConstraint::IsIn(_, uid) => Some(uid.id().unescaped().into()),
-                ResourceConstraint::Any | ResourceConstraint::Is(_) => None,
-            },
+            service: scope::service(policy),
             facts,
         })
     }

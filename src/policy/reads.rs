@@ -8,6 +8,8 @@
 use cedar_policy::Policy;
 use cedar_policy::pst::{BinaryOp, Clause, Expr, Literal, PatternElem, Var};
 
+use super::scope;
+
 /// What a set of policies reads of the context.
 #[derive(Debug, Default)]
 pub(super) struct Reads {
@@ -60,7 +62,7 @@ impl Reads {
         if !policy.has_non_scope_constraint() {
             return;
         }
-        let Ok(parsed) = policy.to_pst() else {
+        let Some(parsed) = scope::tree(policy) else {
             self.needs.everything = true;
             return;
         };

@@ -1,11 +1,18 @@
-//! Which services and actions does the scope of a policy name, in the words of people?
+//! What is a policy for: which services and actions does its scope name, in the words of people, and under
+//! which conditions?
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use cedar_policy::{ActionConstraint, EntityUid, Policy, ResourceConstraint};
+use cedar_policy::{ActionConstraint, EntityUid, Policy, ResourceConstraint, pst};
 
 use super::cedar::Verb;
+
+/// `policy` as a tree, to read its conditions. None if it is not understood.
+pub(super) fn tree(policy: &Policy) -> Option<pst::Policy> {
+    // `Policy::to_pst` would parse the text anew, which takes ten times as long.
+    pst::Policy::try_from(policy.as_ref().clone()).ok()
+}
 
 /// The service that a scope names; none: every service.
 pub(super) fn service(policy: &Policy) -> Option<Arc<str>> {

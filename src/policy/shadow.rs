@@ -5,6 +5,7 @@
 //! few that are worth comparing.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use cedar_policy::Effect;
@@ -101,7 +102,7 @@ fn end(known: &Known<'_>) -> Option<SystemTime> {
 
 /// Policies by principal and service.
 #[derive(Default)]
-struct Index(HashMap<(Who, Option<Box<str>>), Bucket>);
+struct Index(HashMap<(Who, Option<Arc<str>>), Bucket>);
 
 /// Policies by the text with which their paths begin.
 #[derive(Default)]
@@ -129,7 +130,7 @@ impl Index {
         let prefix = grant.reach.path_prefix();
         for who in wider(&grant.reach.who, registry) {
             let mut key = (who, None);
-            let mut look = |key: &(Who, Option<Box<str>>)| {
+            let mut look = |key: &(Who, Option<Arc<str>>)| {
                 let bucket = self.0.get(key).into_iter();
                 let lengths = bucket.flat_map(|bucket| bucket.0.range(..=prefix.len()));
                 let alike = lengths.filter_map(|(length, by)| by.get(prefix.get(..*length)?));

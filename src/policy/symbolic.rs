@@ -7,7 +7,7 @@
 use cedar_policy::pst::{
     ActionConstraint, PrincipalConstraint, ResourceConstraint, StaticPolicy, Template,
 };
-use cedar_policy::{Policy, RequestEnv, pst};
+use cedar_policy::{Policy, RequestEnv};
 use cedar_policy_symcc::err::{EncodeError, Error as Failure};
 use cedar_policy_symcc::solver::LocalSolver;
 use cedar_policy_symcc::{CedarSymCompiler, CompiledPolicy};
@@ -15,6 +15,7 @@ use tokio::runtime::Runtime;
 
 use super::cedar::SCHEMA;
 use super::reach::Reach;
+use super::scope;
 
 /// The solver cvc5 in a process of its own.
 pub struct Solver {
@@ -155,7 +156,7 @@ fn is_the_solvers_own(failure: &Failure) -> bool {
 
 /// The conditions of `policy`, for everybody and everything.
 fn without_scope(policy: &Policy) -> Option<Policy> {
-    let parsed = pst::Policy::try_from(policy.as_ref().clone()).ok()?;
+    let parsed = scope::tree(policy)?;
     let body = parsed.body();
     let open = Template::new(
         body.id.clone(),
