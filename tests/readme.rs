@@ -195,6 +195,43 @@ fn every_row_of_what_ends_a_session_names_its_test() {
 }
 
 #[test]
+fn every_block_is_closed_and_every_link_within_leads_to_a_heading() {
+    let readme = std::fs::read_to_string(root().join("README.md")).unwrap();
+    let (mut headings, mut prose, mut opened) = (BTreeSet::new(), String::new(), None);
+    for (number, line) in readme.lines().enumerate() {
+        if line.starts_with("```") {
+            // A language stands behind the mark that opens a block, nothing behind the one that closes it.
+            assert!(
+                opened.is_none() || line == "```",
+                "line {}: {line}",
+                number + 1
+            );
+            opened = opened.xor(Some(number + 1));
+        } else if opened.is_none() {
+            if line.starts_with('#') {
+                let text = line.trim_start_matches('#').trim().to_lowercase();
+                let kept = text
+                    .chars()
+                    .filter(|c| c.is_alphanumeric() || *c == ' ' || *c == '-');
+                headings.insert(kept.collect::<String>().replace(' ', "-"));
+            }
+            prose += line;
+            prose.push('\n');
+        }
+    }
+    assert_eq!(
+        opened, None,
+        "the block that begins on this line has no end"
+    );
+    let links: Vec<_> = prose.split("](#").skip(1).collect();
+    assert!(!links.is_empty());
+    for link in links {
+        let (to, _) = link.split_once(')').unwrap();
+        assert!(headings.contains(to), "#{to} is no heading of {headings:?}");
+    }
+}
+
+#[test]
 fn every_example_is_sound() {
     let mut checked = 0;
     for file in files(&root().join("examples")) {
