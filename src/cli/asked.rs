@@ -1,4 +1,4 @@
-//! What `explain` and `who-can` are asked alike: which policy, and what request.
+//! What several commands are asked alike: which policy, and what request.
 
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -13,9 +13,9 @@ use crate::inbound;
 use crate::policy::asked::{self, Action, Asked, Inquiry, Sought, What};
 use crate::policy::{Governance, Settings, files};
 
-/// Which policy is asked, and where.
+/// Which policy it is about.
 #[derive(Clone, Debug, clap::Args)]
-pub struct Place {
+pub struct Directory {
     /// The sidecar's configuration: names the policy directory and the environment.
     #[arg(short, long, value_name = "FILE", required_unless_present = "policy")]
     config: Option<PathBuf>,
@@ -25,6 +25,32 @@ pub struct Place {
     /// Load grants that do not say who answers for them, too (`policy.governance: advisory`).
     #[arg(long)]
     advisory: bool,
+}
+
+impl Directory {
+    /// Where it is, and how strictly it is taken.
+    ///
+    /// # Errors
+    /// What is wrong with the configuration.
+    pub fn settings(&self) -> anyhow::Result<Settings> {
+        let mut settings = match (&self.config, &self.policy) {
+            (Some(path), _) => Config::open(path)?
+                .policy
+                .with_context(|| format!("{} has no section `policy`", path.display()))?,
+            (None, dir) => Settings::of(dir.clone().unwrap_or_default()),
+        };
+        if self.advisory {
+            settings.governance = Governance::Advisory;
+        }
+        Ok(settings)
+    }
+}
+
+/// Which policy is asked, and where.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Place {
+    #[command(flatten)]
+    directory: Directory,
     /// A label of the sidecar's environment, in place of the configured one; may be given more than once.
     #[arg(long, value_name = "KEY=VALUE", value_parser = label)]
     environment: Vec<(String, String)>,
@@ -72,7 +98,7 @@ fn label(text: &str) -> Result<(String, String), String> {
 impl Place {
     /// Whether the environment is known.
     pub fn has_environment(&self) -> bool {
-        self.config.is_some() || !self.environment.is_empty()
+        self.directory.config.is_some() || !self.environment.is_empty()
     }
 
     /// Loads the policy.
@@ -80,15 +106,7 @@ impl Place {
     /// # Errors
     /// What is wrong with the configuration or the policy.
     pub fn inquiry(self) -> anyhow::Result<Inquiry> {
-        let mut settings = match (self.config, self.policy) {
-            (Some(path), _) => Config::open(&path)?
-                .policy
-                .with_context(|| format!("{} has no section `policy`", path.display()))?,
-            (None, dir) => Settings::of(dir.unwrap_or_default()),
-        };
-        if self.advisory {
-            settings.governance = Governance::Advisory;
-        }
+        let mut settings = self.directory.settings()?;
         settings.environment.extend(self.environment);
         inquiry(&settings)
     }

@@ -6,8 +6,8 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, bail};
 
-use crate::config::Config;
-use crate::policy::{self, Governance, files};
+use crate::cli::asked::Directory;
+use crate::policy::files;
 use crate::report::history::Window;
 use crate::report::prometheus::{self, Client, Url};
 use crate::report::{Report, seen};
@@ -24,15 +24,8 @@ pub struct Args {
     /// How far to look back, as in 30d or 12h; from one minute to a year.
     #[arg(long, default_value = "30d", value_name = "DURATION", value_parser = humantime::parse_duration)]
     since: Duration,
-    /// A sidecar's configuration: names the policy directory.
-    #[arg(short, long, value_name = "FILE", required_unless_present = "policy")]
-    config: Option<PathBuf>,
-    /// A policy directory, without a configuration.
-    #[arg(short, long, value_name = "DIR", conflicts_with = "config")]
-    policy: Option<PathBuf>,
-    /// Load grants that do not say who answers for them, too (`policy.governance: advisory`).
-    #[arg(long)]
-    advisory: bool,
+    #[command(flatten)]
+    directory: Directory,
     /// When the time that is looked at ends, as in 2027-06-30T12:00:00Z; now if it is not given.
     #[arg(long, value_name = "RFC3339")]
     at: Option<jiff::Timestamp>,
@@ -64,15 +57,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     if !(SHORTEST..=LONGEST).contains(&args.since) {
         bail!("--since is from one minute to 366 days");
     }
-    let mut settings = match (&args.config, &args.policy) {
-        (Some(path), _) => Config::open(path)?
-            .policy
-            .with_context(|| format!("{} has no section `policy`", path.display()))?,
-        (None, dir) => policy::Settings::of(dir.clone().unwrap_or_default()),
-    };
-    if args.advisory {
-        settings.governance = Governance::Advisory;
-    }
+    let settings = args.directory.settings()?;
     let engine = files::load(&settings)?;
     let client = Client::open(&prometheus::Settings {
         url: args.prometheus,
