@@ -1,6 +1,6 @@
 //! What can a solver prove of policies, where one is installed?
 //!
-//! [`super::reach`] proves what is obvious to it, at once and for ten thousand grants. A solver reasons about
+//! `reach` proves what is obvious to it, at once and for ten thousand grants. A solver reasons about
 //! all that Cedar has: address ranges, times, sets, arithmetic. It takes milliseconds to seconds for each
 //! question, so only whoever asks for it waits for it.
 
