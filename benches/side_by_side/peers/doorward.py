@@ -1,0 +1,56 @@
+"""Doorward with all that it does in earnest: identities by Workload API, policy, metrics, audit of denials."""
+
+import json
+import subprocess
+
+from pair import CLIENT_ID, SERVER_ID, Pair, Site, free_port
+
+NOTE = "HTTP/2 between the two; policy for each request or connection, metrics, audit of denials"
+
+GRANTS = f"""\
+@id("client-reads") @owner("bench@example.org") @purpose("Requests of the benchmark") @expires("2099-01-01")
+permit (principal == Workload::"{CLIENT_ID}", action in Action::"read", resource == Service::"application")
+when {{ context.http.path like "/*" }};
+
+@id("client-connects") @owner("bench@example.org") @purpose("Connections of the benchmark") @expires("2099-01-01")
+permit (principal == Workload::"{CLIENT_ID}", action == Action::"connect", resource == Service::"application");
+"""
+
+
+def version(site: Site) -> str:
+    return subprocess.run([site.doorward, "--version"], capture_output=True, text=True).stdout.split()[-1]
+
+
+def start(site: Site, protocol: str, workers: int) -> Pair:
+    port, tls_port = free_port(), free_port()
+    policy = site.dir / "policy"
+    policy.mkdir(exist_ok=True)
+    (policy / "grants.cedar").write_text(GRANTS)
+    listeners: dict[str, dict] = {
+        "inbound": {
+            "inbound": [{
+                "listen": f"127.0.0.1:{tls_port}", "service": "application", "protocol": protocol,
+                # The others speak nothing else to an application.
+                "app": f"127.0.0.1:{site.app_port}", "app_protocol": "http1",
+            }],
+            "policy": {"dir": str(policy)},
+        },
+        "outbound": {
+            "outbound": [{
+                "listen": f"127.0.0.1:{port}", "protocol": protocol,
+                "to": f"127.0.0.1:{tls_port}", "peer": SERVER_ID,
+            }],
+        },
+    }
+    sides = {}
+    for side, spiffe_id in ("inbound", SERVER_ID), ("outbound", CLIENT_ID):
+        # JSON is YAML.
+        config = site.write(f"doorward.{side}.yaml", json.dumps(listeners[side] | {
+            "identity": {"workload_api": f"unix://{site.dir}/issuer.sock", "spiffe_id": spiffe_id},
+            "audit": {"path": f"{site.dir}/doorward.{side}.jsonl", "level": "denials"},
+            "metrics": {"listen": f"127.0.0.1:{free_port()}"},
+            "workers": workers,
+        }))
+        sides[side] = site.start(f"doorward.{side}", site.doorward, "run", "--config", config)
+    site.await_answer(port, *sides.values())
+    return Pair("doorward", sides["outbound"], sides["inbound"], port, port, tls_port)
