@@ -9,7 +9,7 @@ use crate::cli::explain::{described_json, end};
 use crate::policy::access::Class;
 use crate::policy::asked::{Action, Sought};
 use crate::policy::listing::Named;
-use crate::policy::who_can::{Limit, Way, ways};
+use crate::policy::who_can::{Limit, Obstacle, Way, ways};
 
 /// List who may do this here, by which grant, until when, and who answers for it. Exits with 0 if somebody
 /// may, 1 if nobody may, 2 after a mistake.
@@ -130,9 +130,11 @@ fn remarks(way: &Way) -> Vec<String> {
 
 fn limited(limit: &Limit) -> String {
     let id = &limit.grant.id;
-    let mut line = match limit.dry_run {
-        true => format!("would be forbidden by {id}, a dry run"),
-        false => format!("but forbidden by {id}"),
+    let mut line = match (limit.by, limit.dry_run) {
+        (Obstacle::Forbids, true) => format!("would be forbidden by {id}, a dry run"),
+        (Obstacle::Forbids, false) => format!("but forbidden by {id}"),
+        (Obstacle::MayFail, true) => format!("would be denied if {id}, a dry run, fails"),
+        (Obstacle::MayFail, false) => format!("but denied if {id} fails"),
     };
     if !limit.conditions.is_empty() {
         line.push(' ');
@@ -152,6 +154,11 @@ fn way_json(way: &Way) -> Value {
         let mut json = described_json(&limit.grant);
         json["conditions"] = limit.conditions.clone().into();
         json["dry_run"] = limit.dry_run.into();
+        json["by"] = match limit.by {
+            Obstacle::Forbids => "forbid",
+            Obstacle::MayFail => "failure",
+        }
+        .into();
         json
     });
     json!({

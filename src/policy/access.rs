@@ -108,6 +108,7 @@ pub(super) struct Access {
 }
 
 /// One policy, and what remains of its conditions.
+#[derive(Clone)]
 pub(super) struct Piece {
     pub(super) rule: Arc<Rule>,
     pub(super) rest: Vec<Condition>,

@@ -32,15 +32,26 @@ pub struct Way {
     pub limits: Vec<Limit>,
 }
 
-/// A `forbid` that applies under conditions that were not given, or that is a dry run.
+/// A policy that may keep them out, by what was not given, or that is a dry run.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Limit {
     /// The policy.
     pub grant: Arc<Grant>,
+    /// How it keeps them out.
+    pub by: Obstacle,
     /// When it applies; always, if there is none.
     pub conditions: Vec<String>,
     /// It is a dry run: it keeps nobody out.
     pub dry_run: bool,
+}
+
+/// How a policy keeps somebody out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Obstacle {
+    /// It is a `forbid`.
+    Forbids,
+    /// It is another grant, whose conditions may fail to be evaluated: that denies, whatever else allows.
+    MayFail,
 }
 
 /// Every way in, in the order of the workloads; those that let somebody in, and those in dry run.
@@ -119,19 +130,29 @@ fn open(
             return Vec::new();
         }
     }
-    let limits: Vec<_> = access.forbids.iter().map(limit).collect();
-    let lifetime = access.of_certificate();
+    let forbids = access.forbids.iter();
+    let forbidden: Vec<_> = forbids
+        .map(|piece| limit(Obstacle::Forbids, piece))
+        .collect();
+    let (mut frail, lifetime) = (access.permits.clone(), access.of_certificate());
+    frail.retain(|piece| piece.rest.iter().any(Condition::may_fail));
     let permits = access.permits.into_iter();
     let ways = permits.map(|piece| {
         let conditions = piece.rest.iter().map(Condition::to_string);
         let conditions = conditions.chain(lifetime.clone()).collect();
-        (piece, conditions, limits.clone())
+        let others = frail
+            .iter()
+            .filter(|other| !Arc::ptr_eq(&other.rule, &piece.rule));
+        let failing = others.map(|other| limit(Obstacle::MayFail, other));
+        let limits = forbidden.iter().cloned().chain(failing).collect();
+        (piece, conditions, limits)
     });
     ways.collect()
 }
 
-fn limit(piece: &Piece) -> Limit {
+fn limit(by: Obstacle, piece: &Piece) -> Limit {
     Limit {
+        by,
         grant: piece.rule.grant.clone(),
         conditions: piece.rest.iter().map(Condition::to_string).collect(),
         dry_run: piece.rule.dry_run,
