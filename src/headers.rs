@@ -5,11 +5,13 @@ use std::fmt::Write as _;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use http::header::{
-    CONNECTION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, TE, UPGRADE, VIA,
+    CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderMap, HeaderName, HeaderValue, TE,
+    TRANSFER_ENCODING, UPGRADE, VIA,
 };
-use http::{Method, Version};
+use http::{Method, Response, Version};
 
 use crate::identity::SpiffeId;
+use crate::outcome::Outcome;
 use crate::tls::Peer;
 
 /// Envoy's header: who called, as the proxy proved it.
@@ -75,13 +77,63 @@ impl Identity {
     }
 }
 
+/// Refuses a request that the next server might read in another way than we do: one that leaves open where
+/// it ends, or that wants headers removed which say so.
+///
+/// # Errors
+/// [`Outcome::BadRequest`].
+pub fn check_request(headers: &HeaderMap) -> Result<(), Outcome> {
+    let vital = |name: &str| {
+        [HOST, CONTENT_LENGTH]
+            .iter()
+            .any(|vital| name.eq_ignore_ascii_case(vital.as_str()))
+    };
+    if options(headers, CONNECTION).any(vital) || !is_framed(headers) {
+        return Err(Outcome::BadRequest);
+    }
+    Ok(())
+}
+
+/// Refuses a response that leaves open where it ends.
+///
+/// # Errors
+/// [`Outcome::UpstreamFailed`].
+pub fn check_response<B>(response: &Response<B>) -> Result<(), Outcome> {
+    if !is_framed(response.headers()) {
+        return Err(Outcome::UpstreamFailed);
+    }
+    Ok(())
+}
+
+/// Whether everybody finds the same end of the body (RFC 9112 §6.3): one plain number, or chunks alone. Chunks
+/// are taken off here, so what is coded in other ways besides could not be passed on.
+fn is_framed(headers: &HeaderMap) -> bool {
+    let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
+    let mut lengths = headers.get_all(CONTENT_LENGTH).iter();
+    let chunked = |coding: &HeaderValue| coding.as_bytes().eq_ignore_ascii_case(b"chunked");
+    match (codings.next(), lengths.next()) {
+        (None, None) => true,
+        (Some(coding), None) => chunked(coding) && codings.next().is_none(),
+        (None, Some(length)) => is_number(length.as_bytes()) && lengths.next().is_none(),
+        (Some(_), Some(_)) => false,
+    }
+}
+
+/// Some read a number with a leading zero as octal.
+fn is_number(text: &[u8]) -> bool {
+    text == b"0"
+        || (text.iter().all(u8::is_ascii_digit) && text.first().is_some_and(|first| *first != b'0'))
+}
+
 /// Makes a request fit for the next hop: removes what concerns one connection only (RFC 9110 §7.6.1) and
 /// every header by which its sender might claim an identity. `te: trailers` stays: gRPC needs it.
 ///
 /// A sender may name any header in `connection`. Headers that the proxy itself decides on are put on after
 /// this, so that none can be removed that way.
 pub fn strip_request(headers: &mut HeaderMap) {
-    strip(headers, |name| is_hop_by_hop(name) || is_claim(name));
+    strip(headers, |name| {
+        is_hop_by_hop(name) || is_claim(name) || is_disguised(name)
+    });
 }
 
 /// Makes a response fit for the caller: removes what concerns one connection only.
@@ -159,12 +211,23 @@ fn options(headers: &HeaderMap, name: HeaderName) -> impl Iterator<Item = &str> 
 /// applications behind CGI, WSGI or Rack cannot tell the two apart.
 fn is_claim(name: &HeaderName) -> bool {
     let name = name.as_str().as_bytes();
-    // Few names are as long as one of these, so this costs a request next to nothing.
-    [XFCC, CLIENT_CERT, CLIENT_CERT_CHAIN].iter().any(|ours| {
-        let ours = ours.as_str().as_bytes();
-        let alike = |(a, b): (&u8, &u8)| a == b || (*a == b'_' && *b == b'-');
-        name.len() == ours.len() && name.iter().zip(ours).all(alike)
-    })
+    [XFCC, CLIENT_CERT, CLIENT_CERT_CHAIN]
+        .iter()
+        .any(|ours| is_alike(name, ours))
+}
+
+/// Whether such an application would take a header for one that says where the body ends.
+fn is_disguised(name: &HeaderName) -> bool {
+    let name = name.as_str().as_bytes();
+    let frames = |ours: &HeaderName| is_alike(name, ours) && name != ours.as_str().as_bytes();
+    [CONTENT_LENGTH, TRANSFER_ENCODING].iter().any(frames)
+}
+
+/// Few names are as long as one that is looked for, so this costs a request next to nothing.
+fn is_alike(name: &[u8], ours: &HeaderName) -> bool {
+    let ours = ours.as_str().as_bytes();
+    let alike = |(a, b): (&u8, &u8)| a == b || (*a == b'_' && *b == b'-');
+    name.len() == ours.len() && name.iter().zip(ours).all(alike)
 }
 
 /// The protocol that an HTTP/1.1 request asks to change to, such as `websocket` (RFC 9110 §7.8).
@@ -284,6 +347,64 @@ mod tests {
             ("x-client-cert", "1"),
             ("accept", "*/*"),
         ];
+        assert_eq!(map, headers(&kept));
+    }
+
+    #[test]
+    fn a_message_says_in_one_way_where_it_ends_or_is_refused() {
+        for (list, sound) in [
+            (&[][..], true),
+            (&[("content-length", "0")], true),
+            (&[("content-length", "10")], true),
+            (&[("content-length", "")], false),
+            (&[("content-length", "05")], false),
+            (&[("content-length", "+5")], false),
+            (&[("content-length", "5, 5")], false),
+            (&[("content-length", "5"), ("content-length", "5")], false),
+            (&[("transfer-encoding", "Chunked")], true),
+            (&[("transfer-encoding", "gzip, chunked")], false),
+            (&[("transfer-encoding", "chunked, chunked")], false),
+            (&[("transfer-encoding", "identity")], false),
+            (
+                &[
+                    ("transfer-encoding", "chunked"),
+                    ("transfer-encoding", "chunked"),
+                ],
+                false,
+            ),
+            (
+                &[("transfer-encoding", "chunked"), ("content-length", "5")],
+                false,
+            ),
+        ] {
+            let map = headers(list);
+            assert_eq!(check_request(&map).is_ok(), sound, "{list:?}");
+            let mut response = Response::new(());
+            *response.headers_mut() = map;
+            assert_eq!(check_response(&response).is_ok(), sound, "{list:?}");
+        }
+    }
+
+    #[test]
+    fn no_peer_can_have_removed_what_a_request_is_read_by() {
+        for named in ["host", "close, Content-Length", "HOST"] {
+            let map = headers(&[("connection", named)]);
+            assert_eq!(check_request(&map), Err(Outcome::BadRequest), "{named}");
+        }
+        let harmless = headers(&[("connection", "keep-alive, x-hop")]);
+        assert_eq!(check_request(&harmless), Ok(()));
+    }
+
+    #[test]
+    fn lengths_in_disguise_go() {
+        let mut map = headers(&[
+            ("content_length", "54"),
+            ("Transfer_Encoding", "chunked"),
+            ("content-length", "5"),
+            ("content_type", "text/plain"),
+        ]);
+        strip_request(&mut map);
+        let kept = [("content-length", "5"), ("content_type", "text/plain")];
         assert_eq!(map, headers(&kept));
     }
 

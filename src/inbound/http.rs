@@ -102,6 +102,7 @@ impl Caller {
         let connection = &self.connection;
         let now = SystemTime::now();
         connection.standing.check(now)?;
+        headers::check_request(request.headers())?;
         let asked = asked(&request, connection.inbound.settings.unsafe_ambiguous_paths)?;
         let (answer, verdict) = connection.authorize(&asked.act(), now);
         exchange.note(|record| record.verdict(verdict));
@@ -157,6 +158,7 @@ impl Caller {
         let answer = std::pin::pin!(inbound.app.send(request, wanted, exchange));
         match exchange.unless_revoked(answer).await? {
             Ok((mut response, lease)) => {
+                headers::check_response(&response)?;
                 headers::strip_response(response.headers_mut());
                 Ok(exchange.clone().pass_on(response, Some(lease)))
             }
@@ -186,6 +188,7 @@ impl Caller {
             Err(error) => return Err(self.failed(&error)),
         };
         if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+            headers::check_response(&response)?;
             headers::strip_response(response.headers_mut());
             return Ok(exchange.clone().pass_on(response, None));
         }

@@ -65,6 +65,7 @@ impl Connection {
         exchange: &Arc<Exchange>,
         mut request: Request<Incoming>,
     ) -> Result<Response<Reply<Route>>, Outcome> {
+        headers::check_request(request.headers())?;
         target::check(&request)?;
         let principal = self.facts.own.as_ref().map_or("", SpiffeId::as_str);
         let guard = &self.outbound.secrets;
@@ -91,6 +92,7 @@ impl Connection {
             Err(error) => return Err(self.failed(exchange, &error)),
         };
         note_peer(exchange, lease.standing());
+        headers::check_response(&response)?;
         headers::strip_response(response.headers_mut());
         Ok(exchange.clone().pass_on(response, Some(lease)))
     }
@@ -112,6 +114,7 @@ impl Connection {
         };
         note_peer(exchange, standing.as_ref());
         if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+            headers::check_response(&response)?;
             headers::strip_response(response.headers_mut());
             return Ok(exchange.clone().pass_on(response, None));
         }
