@@ -11,7 +11,9 @@ use crate::outcome::Outcome;
 /// # Errors
 /// When it names none although it must, or several; or asks for a tunnel.
 pub fn check<B>(request: &Request<B>) -> Result<Option<Authority>, Outcome> {
-    if *request.method() == Method::CONNECT {
+    let path = request.uri().path();
+    let whole_server = path == "*" && *request.method() == Method::OPTIONS;
+    if *request.method() == Method::CONNECT || !(path.starts_with('/') || whole_server) {
         return Err(Outcome::BadRequest);
     }
     let mut hosts = request.headers().get_all(HOST).iter();
@@ -23,7 +25,15 @@ pub fn check<B>(request: &Request<B>) -> Result<Option<Authority>, Outcome> {
         }
         (Some(_), Some(_)) => return Err(Outcome::BadRequest),
     };
-    match (request.uri().authority(), named) {
+    let target = request.uri().authority();
+    if [target, named.as_ref()]
+        .into_iter()
+        .flatten()
+        .any(|authority| !is_plain(authority))
+    {
+        return Err(Outcome::BadRequest);
+    }
+    match (target, named) {
         // An absolute target counts, whatever the header says; over HTTP/2 the two must agree.
         (Some(target), Some(named)) if request.version() == Version::HTTP_2 && *target != named => {
             Err(Outcome::BadRequest)
@@ -36,6 +46,18 @@ pub fn check<B>(request: &Request<B>) -> Result<Option<Authority>, Outcome> {
         }
         (None, named) => Ok(named),
     }
+}
+
+/// Whether everybody reads the same host in it: no user before it (RFC 9110 §4.2.4), nothing encoded, and
+/// behind it only a port.
+fn is_plain(authority: &Authority) -> bool {
+    let rest = authority.as_str().strip_prefix(authority.host());
+    let is_port = |port: &str| {
+        port.is_empty()
+            || (port.bytes().all(|byte| byte.is_ascii_digit()) && port.parse::<u16>().is_ok())
+    };
+    !authority.host().contains('%')
+        && rest.is_some_and(|rest| rest.is_empty() || rest.strip_prefix(':').is_some_and(is_port))
 }
 
 /// Writes the target of `request` in the form that the next hop's protocol wants: over HTTP/2 with
@@ -101,6 +123,15 @@ mod tests {
             (one, "/", &["a", "a"], None),
             (one, "/", &["a b"], None),
             (one, "/", &["a/b"], None),
+            (one, "/", &["b@a"], None),
+            (one, "/", &["a%2eb"], None),
+            (one, "/", &["a:b"], None),
+            (one, "/", &["a:+1"], None),
+            (one, "/", &["a:65536"], None),
+            (one, "/", &["[::1]:80"], Some(Some("[::1]:80"))),
+            (one, "http://b@a/", &["a"], None),
+            (one, "a:1", &["a:1"], None),
+            (one, "*", &["a"], None),
             (Version::HTTP_10, "/", &[], Some(None)),
             (two, "https://a/", &[], Some(Some("a"))),
             (two, "https://a/", &["a"], Some(Some("a"))),
