@@ -8,7 +8,7 @@ use http::header::{
     CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderMap, HeaderName, HeaderValue, TE,
     TRANSFER_ENCODING, UPGRADE, VIA,
 };
-use http::{Method, Response, Version};
+use http::{Method, Response, StatusCode, Version};
 
 use crate::identity::SpiffeId;
 use crate::outcome::Outcome;
@@ -94,12 +94,12 @@ pub fn check_request(headers: &HeaderMap) -> Result<(), Outcome> {
     Ok(())
 }
 
-/// Refuses a response that leaves open where it ends.
+/// Refuses a response that leaves open where it ends, or that changes the protocol although nobody asked.
 ///
 /// # Errors
 /// [`Outcome::UpstreamFailed`].
 pub fn check_response<B>(response: &Response<B>) -> Result<(), Outcome> {
-    if !is_framed(response.headers()) {
+    if response.status() == StatusCode::SWITCHING_PROTOCOLS || !is_framed(response.headers()) {
         return Err(Outcome::UpstreamFailed);
     }
     Ok(())
@@ -393,6 +393,13 @@ mod tests {
         }
         let harmless = headers(&[("connection", "keep-alive, x-hop")]);
         assert_eq!(check_request(&harmless), Ok(()));
+    }
+
+    #[test]
+    fn another_protocol_unasked_is_no_response() {
+        let mut response = Response::new(());
+        *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+        assert_eq!(check_response(&response), Err(Outcome::UpstreamFailed));
     }
 
     #[test]
