@@ -489,17 +489,19 @@ impl<D: Dial> Download<D> {
         if let Some(broken_off) = exchange.broken_off() {
             return Poll::Ready(Some(Err(broken_off)));
         }
-        let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(cx) else {
+        let Poll::Ready(mut frame) = Pin::new(&mut self.body).poll_frame(cx) else {
             ready!(exchange.poll_revoked(Flow::Response, cx));
             return Poll::Ready(exchange.broken_off().map(Err));
         };
-        match &frame {
+        match &mut frame {
             Some(Ok(frame)) => {
                 if let Some(data) = frame.data_ref() {
                     self.exchange
                         .sent
                         .fetch_add(data.len() as u64, Ordering::Relaxed);
                     self.exchange.meter.sent.inc_by(data.len() as u64);
+                } else if let Some(trailers) = frame.trailers_mut() {
+                    headers::strip_trailers(trailers);
                 }
                 // A length that is known ends here: nobody asks for the frame after the last.
                 if self.body.is_end_stream() {

@@ -141,9 +141,12 @@ pub fn strip_response(headers: &mut HeaderMap) {
     strip(headers, is_hop_by_hop);
 }
 
-/// Removes what claims an identity from trailers, which some applications read as if they were headers.
+/// Removes from trailers what claims an identity, frames or routes a message, proves who sent it or says
+/// how to read it (RFC 9110 §6.5.1): some applications read trailers as if they were headers.
 pub fn strip_trailers(trailers: &mut HeaderMap) {
-    strip(trailers, is_claim);
+    strip(trailers, |name| {
+        is_hop_by_hop(name) || is_claim(name) || is_for_heads_only(name)
+    });
 }
 
 /// Most messages have nothing to remove, and finding that out takes one look at each name: a look-up for
@@ -179,6 +182,26 @@ fn is_hop_by_hop(name: &HeaderName) -> bool {
             | "te"
             | "transfer-encoding"
             | "upgrade"
+    )
+}
+
+fn is_for_heads_only(name: &HeaderName) -> bool {
+    matches!(
+        name.as_str(),
+        "authorization"
+            | "cache-control"
+            | "content-encoding"
+            | "content-length"
+            | "content-range"
+            | "content-type"
+            | "cookie"
+            | "expect"
+            | "forwarded"
+            | "host"
+            | "max-forwards"
+            | "range"
+            | "set-cookie"
+            | "trailer"
     )
 }
 
@@ -413,6 +436,22 @@ mod tests {
         strip_request(&mut map);
         let kept = [("content-length", "5"), ("content_type", "text/plain")];
         assert_eq!(map, headers(&kept));
+    }
+
+    #[test]
+    fn trailers_frame_route_and_prove_nothing() {
+        let mut map = headers(&[
+            ("content-length", "5"),
+            ("transfer-encoding", "chunked"),
+            ("host", "other.example"),
+            ("authorization", "Bearer x"),
+            ("x-forwarded-client-cert", "URI=spiffe://example.org/admin"),
+            ("connection", "x-sum"),
+            ("set-cookie", "a=b"),
+            ("grpc-status", "0"),
+        ]);
+        strip_trailers(&mut map);
+        assert_eq!(map, headers(&[("grpc-status", "0")]));
     }
 
     #[test]
