@@ -261,12 +261,18 @@ pub fn upgrade(method: &Method, version: Version, headers: &HeaderMap) -> Option
     }
     let protocol = headers.get(UPGRADE)?;
     let asked = options(headers, CONNECTION).any(|option| option.eq_ignore_ascii_case("upgrade"));
-    // h2c would take the connection out of every later decision's sight.
-    let hidden = protocol.to_str().map_or(true, |text| {
-        text.split(',')
-            .any(|name| name.trim().to_ascii_lowercase().starts_with("h2c"))
-    });
+    // Further requests would pass out of every later decision's sight.
+    let hidden = protocol
+        .to_str()
+        .map_or(true, |text| text.split(',').any(carries_requests));
     (asked && !hidden).then(|| protocol.clone())
+}
+
+/// Whether a protocol is HTTP once more, in another version or under TLS (RFC 2817).
+fn carries_requests(protocol: &str) -> bool {
+    let name = protocol.trim().split('/').next().unwrap_or_default();
+    let carries = |http: &&str| name.eq_ignore_ascii_case(http);
+    ["h2", "h2c", "h3", "http", "tls"].iter().any(carries)
 }
 
 /// Asks for, or grants, an upgrade on a message from which hop-by-hop headers were stripped.
@@ -466,14 +472,16 @@ mod tests {
         assert!(!is(Version::HTTP_10, &asked));
         assert!(!is(Version::HTTP_2, &asked));
         assert!(!is(Version::HTTP_11, &asked[1..]));
-        assert!(!is(
-            Version::HTTP_11,
-            &[("connection", "upgrade"), ("upgrade", "h2c")]
-        ));
-        assert!(!is(
-            Version::HTTP_11,
-            &[("connection", "upgrade"), ("upgrade", "websocket, H2C")]
-        ));
+        for hidden in [
+            "h2c",
+            "websocket, H2C",
+            "HTTP/2.0",
+            "TLS/1.3, HTTP/1.1",
+            "h2",
+        ] {
+            let asked = [("connection", "upgrade"), ("upgrade", hidden)];
+            assert!(!is(Version::HTTP_11, &asked), "{hidden}");
+        }
     }
 
     #[test]
