@@ -1,8 +1,9 @@
 //! Which host and path does a request name, and how is that written for the next hop?
 
-use http::header::HOST;
+use http::header::{CONTENT_LENGTH, HOST, TRANSFER_ENCODING};
 use http::uri::{Authority, Scheme};
 use http::{HeaderValue, Method, Request, Uri, Version};
+use http_body::Body;
 
 use crate::outcome::Outcome;
 
@@ -61,18 +62,22 @@ fn is_plain(authority: &Authority) -> bool {
 }
 
 /// Writes the target of `request` in the form that the next hop's protocol wants: over HTTP/2 with
-/// scheme and authority, over HTTP/1.1 a path, and a `host` header.
+/// scheme and authority, over HTTP/1.1 a path, and a `host` header. A body of unknown length goes in chunks
+/// there, whatever the method.
 ///
 /// # Errors
 /// When the parts make no target.
-pub fn address<B>(
+pub fn address<B: Body>(
     request: &mut Request<B>,
     http2: bool,
     scheme: Scheme,
 ) -> Result<(), http::Error> {
     let mut parts = std::mem::take(request.uri_mut()).into_parts();
+    let body = request.body();
+    let open_ended = !body.is_end_stream() && body.size_hint().exact().is_none();
     let headers = request.headers_mut();
     if http2 {
+        headers.remove(TRANSFER_ENCODING);
         let host = headers.remove(HOST);
         if parts.authority.is_none() {
             parts.authority = Some(match host {
@@ -93,6 +98,10 @@ pub fn address<B>(
             }
             None => {}
         }
+        // Unasked, hyper does this for all but GET and HEAD, whose bodies it would drop.
+        if open_ended && !headers.contains_key(CONTENT_LENGTH) {
+            headers.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+        }
         parts.scheme = None;
         *request.version_mut() = Version::HTTP_11;
     }
@@ -102,14 +111,22 @@ pub fn address<B>(
 
 #[cfg(test)]
 mod tests {
+    use std::convert::Infallible;
+
+    use bytes::Bytes;
+    use http_body::Frame;
+    use http_body_util::{Empty, StreamBody};
+
     use super::*;
 
-    fn request(version: Version, method: &str, uri: &str, hosts: &[&str]) -> Request<()> {
+    type Nothing = Empty<Bytes>;
+
+    fn request(version: Version, method: &str, uri: &str, hosts: &[&str]) -> Request<Nothing> {
         let mut request = Request::builder().version(version).method(method).uri(uri);
         for host in hosts {
             request = request.header(HOST, *host);
         }
-        request.body(()).unwrap()
+        request.body(Empty::new()).unwrap()
     }
 
     #[test]
@@ -164,5 +181,19 @@ mod tests {
             (old.uri().path(), &old.headers()[HOST]),
             ("*", &HeaderValue::from_static("localhost"))
         );
+    }
+
+    #[test]
+    fn a_body_of_unknown_length_is_not_lost_over_http_1_1() {
+        let frames = futures_util::stream::iter([Ok::<_, Infallible>(Frame::data(Bytes::new()))]);
+        let mut it =
+            request(Version::HTTP_2, "GET", "https://a/", &[]).map(|_| StreamBody::new(frames));
+        address(&mut it, false, Scheme::HTTP).unwrap();
+        assert_eq!(it.headers()[TRANSFER_ENCODING], "chunked");
+        address(&mut it, true, Scheme::HTTP).unwrap();
+        assert!(!it.headers().contains_key(TRANSFER_ENCODING));
+        let mut none = request(Version::HTTP_2, "GET", "https://a/", &[]);
+        address(&mut none, false, Scheme::HTTP).unwrap();
+        assert!(!none.headers().contains_key(TRANSFER_ENCODING));
     }
 }
