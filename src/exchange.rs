@@ -4,6 +4,7 @@
 //! passed on to its last byte, or when it no longer can be. Ending writes the audit record and the metrics.
 
 use std::convert::Infallible;
+use std::error::Error as _;
 use std::fmt;
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
@@ -351,6 +352,16 @@ pub enum BrokenOff {
     },
 }
 
+/// How an exchange ends whose caller does not send the request's body to its end.
+fn broken_by_caller(error: &hyper::Error) -> Outcome {
+    use std::io::ErrorKind::{InvalidData, InvalidInput};
+    let cause = error.source().and_then(|cause| cause.downcast_ref());
+    match cause.map(std::io::Error::kind) {
+        Some(InvalidData | InvalidInput) => Outcome::BadRequest,
+        _ => Outcome::ClientGone,
+    }
+}
+
 /// A request's body on its way to the other side.
 pub struct Upload(Option<(Incoming, Arc<Exchange>)>);
 
@@ -395,6 +406,10 @@ impl Body for Upload {
             } else if let Some(trailers) = frame.trailers_mut() {
                 headers::strip_trailers(trailers);
             }
+        }
+        if let Some(Err(error)) = &frame {
+            // What fails next fails because of it, and not by the other side's fault.
+            exchange.revoke(broken_by_caller(error));
         }
         Poll::Ready(frame.map(|frame| frame.map_err(BrokenOff::Failed)))
     }
