@@ -15,8 +15,8 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use futures_util::task::AtomicWaker;
-use http::header::{CONTENT_TYPE, HeaderValue, UPGRADE};
-use http::{Response, StatusCode};
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderValue, UPGRADE};
+use http::{Method, Request, Response, StatusCode};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::Full;
 use hyper::body::Incoming;
@@ -237,18 +237,18 @@ impl Exchange {
 
     /// Ends the exchange with a response that the proxy itself makes: an RFC 9457 problem document, or
     /// for gRPC a status in trailers. It says that the proxy refused, not why policy did.
-    pub fn refuse<D: Dial>(&self, outcome: Outcome, grpc: bool) -> Response<Reply<D>> {
+    pub fn refuse<D: Dial>(&self, outcome: Outcome, form: Form) -> Response<Reply<D>> {
         let (mut id, mut advice) = (String::new(), None);
         self.note(|record| {
             id = record.id().to_string();
             if outcome == Outcome::StandingSecret {
                 advice = record.carried().map(Carried::advice);
             }
-            if grpc {
+            if form == Form::Grpc {
                 record.grpc_status(outcome.grpc_status());
             }
         });
-        let response = refusal(outcome, grpc, &id, advice);
+        let response = refusal(outcome, form, &id, advice);
         self.answered(response.status());
         self.end(outcome);
         response
@@ -274,20 +274,46 @@ impl Drop for Exchange {
     }
 }
 
+/// How a refusal is written, which depends on what was asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// An RFC 9457 problem document.
+    Problem,
+    /// The head of one: nothing follows the answer to a HEAD (RFC 9110 §9.3.2).
+    Head,
+    /// A gRPC status.
+    Grpc,
+}
+
+impl Form {
+    /// The form in which whoever sent `request` can read it.
+    #[must_use]
+    pub fn of<B>(request: &Request<B>) -> Self {
+        if headers::is_grpc(request.headers()) {
+            Self::Grpc
+        } else if *request.method() == Method::HEAD {
+            Self::Head
+        } else {
+            Self::Problem
+        }
+    }
+}
+
 /// Refuses a request for which no audit record could be opened.
-pub fn unrecorded<D: Dial>(meter: &Meter, outcome: Outcome, grpc: bool) -> Response<Reply<D>> {
-    let response = refusal(outcome, grpc, "", None);
+pub fn unrecorded<D: Dial>(meter: &Meter, outcome: Outcome, form: Form) -> Response<Reply<D>> {
+    let response = refusal(outcome, form, "", None);
     meter.ended(outcome, Some(response.status()), Instant::now());
     response
 }
 
 fn refusal<D: Dial>(
     outcome: Outcome,
-    grpc: bool,
+    form: Form,
     id: &str,
     advice: Option<String>,
 ) -> Response<Reply<D>> {
     let status = outcome.status().unwrap_or(StatusCode::BAD_GATEWAY);
+    let grpc = form == Form::Grpc;
     let body = if grpc {
         Bytes::new()
     } else {
@@ -301,8 +327,16 @@ fn refusal<D: Dial>(
         });
         Bytes::from(problem.to_string())
     };
+    let length = body.len();
+    let body = match form {
+        Form::Head => Bytes::new(),
+        Form::Problem | Form::Grpc => body,
+    };
     let mut response = Response::new(Reply::Full(Full::new(body)));
     let headers = response.headers_mut();
+    if form == Form::Head {
+        headers.insert(CONTENT_LENGTH, length.into());
+    }
     if grpc {
         // gRPC over HTTP/2, "Responses": trailers alone, with HTTP status 200.
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));

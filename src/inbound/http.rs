@@ -9,7 +9,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::{App, AppProtocol, Connection, path};
 use crate::audit::Kind;
-use crate::exchange::{self, Exchange, Reply, Upload};
+use crate::exchange::{self, Exchange, Form, Reply, Upload};
 use crate::headers::{self, Identity};
 use crate::outcome::Outcome;
 use crate::policy::Permit;
@@ -78,19 +78,19 @@ impl Caller {
     /// Answers one request: with the application's response, or with our refusal.
     async fn answer(self: Arc<Self>, request: Request<Incoming>) -> Response<Reply<App>> {
         let inbound = self.connection.inbound.clone();
-        let grpc = headers::is_grpc(request.headers());
+        let form = Form::of(&request);
         let Ok(mut record) = inbound
             .worker
             .audit
             .open(Kind::Request, &self.connection.facts)
         else {
-            return exchange::unrecorded(&inbound.meter, Outcome::AuditUnavailable, grpc);
+            return exchange::unrecorded(&inbound.meter, Outcome::AuditUnavailable, form);
         };
         record.request(&request);
         let exchange = Exchange::open(inbound.meter.clone(), record);
         match self.pass_on(&exchange, request).await {
             Ok(response) => response,
-            Err(Refused(outcome)) => exchange.refuse(outcome, grpc),
+            Err(Refused(outcome)) => exchange.refuse(outcome, form),
         }
     }
 

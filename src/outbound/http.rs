@@ -9,7 +9,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::{Connection, Route};
 use crate::audit::Kind;
-use crate::exchange::{self, Exchange, Reply, Upload};
+use crate::exchange::{self, Exchange, Form, Reply, Upload};
 use crate::headers;
 use crate::identity::SpiffeId;
 use crate::outcome::Outcome;
@@ -48,15 +48,15 @@ impl Connection {
     /// Answers one request: with the peer's response, or with our refusal.
     async fn answer(self: Arc<Self>, request: Request<Incoming>) -> Response<Reply<Route>> {
         let outbound = &self.outbound;
-        let grpc = headers::is_grpc(request.headers());
+        let form = Form::of(&request);
         let Ok(mut record) = outbound.worker.audit.open(Kind::Request, &self.facts) else {
-            return exchange::unrecorded(&outbound.meter, Outcome::AuditUnavailable, grpc);
+            return exchange::unrecorded(&outbound.meter, Outcome::AuditUnavailable, form);
         };
         record.request(&request);
         let exchange = Exchange::open(outbound.meter.clone(), record);
         match self.pass_on(&exchange, request).await {
             Ok(response) => response,
-            Err(outcome) => exchange.refuse(outcome, grpc),
+            Err(outcome) => exchange.refuse(outcome, form),
         }
     }
 
