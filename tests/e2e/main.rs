@@ -21,6 +21,7 @@ mod revocation;
 mod rotation;
 mod secrets;
 mod sessions;
+mod smuggling;
 mod spoofing;
 mod suggest;
 mod withdrawal;
