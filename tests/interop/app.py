@@ -23,9 +23,10 @@ class App(http.server.BaseHTTPRequestHandler):
         self.send_response(200)
         self.send_header("content-length", str(len(body)))
         self.end_headers()
-        self.wfile.write(body)
+        if self.command != "HEAD":
+            self.wfile.write(body)
 
-    do_GET = do_POST = do_DELETE = answer
+    do_GET = do_HEAD = do_POST = do_DELETE = answer
 
     def log_message(self, *_):
         pass
