@@ -12,6 +12,7 @@ mod authorization;
 mod drain;
 mod federation;
 mod files;
+mod http;
 mod identity;
 mod mesh;
 mod outage;
