@@ -337,6 +337,31 @@ fn own_answers() -> [(String, Own); 1] {
 }
 
 #[tokio::test]
+async fn what_does_not_look_like_a_request_is_a_connection_and_needs_a_grant_for_that() {
+    let app = Recorder::start([]).await;
+    let mesh = Mesh::with(Options {
+        policy: Some(policy()),
+        app: Some(app.address),
+        ..Options::default()
+    })
+    .await;
+    for disguised in [
+        format!("\r\n{AFTER}"),
+        format!(" {AFTER}"),
+        AFTER.replace("GET", "get"),
+        format!("\0{AFTER}"),
+        AFTER.replace("GET ", "GET\t"),
+    ] {
+        let mut io = TcpStream::connect(mesh.entrance()).await.unwrap();
+        let told = raw(&mut io, disguised.as_bytes()).await;
+        assert_eq!(told, "", "{disguised:?}");
+    }
+    assert_eq!(mesh.get("/open/x").await.text(), "GET /open/x 0");
+    assert_eq!((app.count(), app.misunderstood()), (1, vec![]));
+    assert_eq!(app.connections(), 1);
+}
+
+#[tokio::test]
 async fn what_is_sent_as_one_request_over_http1_arrives_as_that_or_not_at_all() {
     let scene = Scene::new(Http::One, own_answers()).await;
     let mut failures = String::new();
@@ -349,6 +374,10 @@ async fn what_is_sent_as_one_request_over_http1_arrives_as_that_or_not_at_all() 
     }
     assert!(failures.is_empty(), "\n{failures}");
     assert_eq!(scene.app.misunderstood(), Vec::<String>::new());
+    let ended = [("outcome", "bad_request")];
+    let metrics = scene.mesh.b.metrics().await;
+    let unread = metrics.sum("doorward_sessions_ended_total", &ended);
+    assert!(unread > 0.0, "what cannot be parsed is counted");
 }
 
 async fn attempt(scene: &Scene, way: Way, case: &Case) -> Result<(), String> {

@@ -81,6 +81,11 @@ impl Recorder {
         connections.iter().map(|heard| heard.requests.len()).sum()
     }
 
+    /// How many connections it was ever given.
+    pub(super) fn connections(&self) -> usize {
+        self.connections.lock().unwrap().len()
+    }
+
     /// What could be read in two ways, or was more than the beginning of one request that broke off.
     pub(super) fn misunderstood(&self) -> Vec<String> {
         let connections = self.connections.lock().unwrap();
@@ -275,4 +280,37 @@ fn is_token(text: &str) -> bool {
 
 fn find(bytes: &[u8], what: &[u8]) -> Option<usize> {
     bytes.windows(what.len()).position(|found| found == what)
+}
+
+#[test]
+fn what_could_be_read_in_two_ways_is_not_taken() {
+    let head = "POST / HTTP/1.1\r\nhost: a\r\n";
+    for (rest, taken) in [
+        ("\r\n", true),
+        ("content-length: 1\r\n\r\nx", true),
+        (
+            "transfer-encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n\r\n",
+            true,
+        ),
+        ("content-length: 01\r\n\r\nx", false),
+        ("content-length: 1\r\ncontent-length: 1\r\n\r\nx", false),
+        (
+            "content-length: 5\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
+            false,
+        ),
+        ("transfer-encoding: gzip, chunked\r\n\r\n0\r\n\r\n", false),
+        (
+            "transfer-encoding: chunked\r\n\r\n1;a\r\nx\r\n0\r\n\r\n",
+            false,
+        ),
+        ("x : y\r\n\r\n", false),
+        ("x: y\r\n z\r\n\r\n", false),
+        ("x: y\nz: 1\r\n\r\n", false),
+        ("host: b\r\n\r\n", false),
+    ] {
+        let bytes = format!("{head}{rest}");
+        let parsed = parse(bytes.as_bytes());
+        let whole = matches!(&parsed, Ok(Some((_, length))) if *length == bytes.len());
+        assert_eq!((whole, parsed.is_err()), (taken, !taken), "{bytes:?}");
+    }
 }
