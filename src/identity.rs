@@ -18,8 +18,11 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use rustls::InconsistentKeys;
+use rustls::crypto::aws_lc_rs::sign::any_supported_type;
 use rustls::sign::CertifiedKey;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, TrustAnchor};
+use zeroize::Zeroizing;
 
 use self::crl::Crls;
 pub use self::provider::{Provider, ProviderError};
@@ -177,15 +180,20 @@ impl Material {
         key: PrivateKeyDer<'static>,
         bundles: Arc<Bundles>,
     ) -> Result<Self, MaterialError> {
+        let key = Zeroizing::new(key);
         let first = chain.first().ok_or(MaterialError::NoCertificate)?;
         let leaf = svid::parse(first).map_err(MaterialError::Leaf)?;
         let own = leaf.id.trust_domain();
         if bundles.get(own).is_none() {
             return Err(MaterialError::NoBundle(own.clone()));
         }
-        let provider = rustls::crypto::aws_lc_rs::default_provider();
-        let certified =
-            CertifiedKey::from_der(chain, key, &provider).map_err(MaterialError::Key)?;
+        // From here on aws-lc alone keeps it, which wipes what it frees.
+        let key = any_supported_type(&key).map_err(MaterialError::Key)?;
+        let certified = CertifiedKey::new(chain, key);
+        match certified.keys_match() {
+            Ok(()) | Err(rustls::Error::InconsistentKeys(InconsistentKeys::Unknown)) => {}
+            Err(error) => return Err(MaterialError::Key(error)),
+        }
         Ok(Self {
             leaf,
             certified: Arc::new(certified),
