@@ -1,8 +1,10 @@
 //! Who is built from what, in which order; start and stop.
 
+mod needs;
 mod revocation;
 
 use std::future::Future;
+use std::io;
 use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -27,6 +29,7 @@ use crate::listen::{self, Bound, Listener};
 use crate::live::{self, Change, Kept, Live, Source};
 use crate::outbound::{self, Outbound};
 use crate::policy::{self, Policy};
+use crate::sandbox;
 use crate::secrets;
 use crate::session::{Clock, Roll};
 use crate::telemetry::{Registries, chain};
@@ -41,14 +44,8 @@ use crate::{identity, runtime};
 pub fn run(config: Config) -> anyhow::Result<ExitCode> {
     let registries = Registries::new()?;
     let control = runtime::control().context("cannot start the control thread")?;
-    let policy = match &config.policy {
-        Some(settings) => Some(control.block_on(Loaded::open(settings, &registries))?),
-        None => None,
-    };
-    let revocation = match &config.identity.crl {
-        Some(path) => Some(control.block_on(Revocation::open(path, &registries))?),
-        None => None,
-    };
+    let _entered = control.enter();
+    let sockets = Sockets::bind(&config)?;
     let federation = federation::Metrics::register(registries.process())?;
     let longest = config.identity.max_peer_lifetime;
     let federation =
@@ -57,8 +54,21 @@ pub fn run(config: Config) -> anyhow::Result<ExitCode> {
         Some(path) => secrets::Key::open(path),
         None => secrets::Key::generate(),
     }?);
-    let _entered = control.enter();
-    let sockets = Sockets::bind(&config)?;
+    // What is read or bound only once is, and no other thread runs yet: each begins in the sandbox.
+    let sandbox = Arc::new(sandbox::enter(&config.sandbox, &sockets.needs(&config))?);
+    sandbox.show(registries.process())?;
+    runtime::give_memory_back();
+    let policy = match &config.policy {
+        Some(settings) => Some(control.block_on(Loaded::open(settings, &registries))?),
+        None => None,
+    };
+    let revocation = match &config.identity.crl {
+        Some(path) => Some(control.block_on(Revocation::open(path, &registries))?),
+        None => None,
+    };
+    // Only now: mistakes in policies are told as `check` tells them, and nothing before.
+    sockets.tell()?;
+    sandbox.tell();
     let (audit, writer) = Audit::start(&config.audit, registries.process())?;
     let lifecycle = Lifecycle::default();
     let endpoints = Arc::new(Live::<Endpoint>::default());
@@ -75,6 +85,8 @@ pub fn run(config: Config) -> anyhow::Result<ExitCode> {
         &open,
         workers,
     );
+    let told = sandbox.clone();
+    let health = health.tells("sandbox", move |_| Some(told.to_string()));
     let health = Arc::new(match &revocation {
         Some(revocation) => revocation.shown_by(health),
         None => health,
@@ -186,9 +198,6 @@ impl Sockets {
             let address = &settings.listener().listen;
             let bound = listen::bind(address, workers)
                 .with_context(|| format!("cannot listen on {address}"))?;
-            if let Some(first) = bound.first() {
-                tracing::info!(address = %first.address(), what = %settings.what(), "bound");
-            }
             for (worker, bound) in data.iter_mut().zip(bound) {
                 worker.push((settings.clone(), bound));
             }
@@ -196,10 +205,24 @@ impl Sockets {
         let admin = config.admin.map(|admin| admin.listen);
         let metrics = config.metrics.map(|metrics| metrics.listen);
         Ok(Self {
-            admin: admin.map(|at| bind_admin(at, "admin")).transpose()?,
-            metrics: metrics.map(|at| bind_admin(at, "metrics")).transpose()?,
+            admin: admin.map(bind_admin).transpose()?,
+            metrics: metrics.map(bind_admin).transpose()?,
             data,
         })
+    }
+
+    /// Says where they are.
+    fn tell(&self) -> io::Result<()> {
+        // The workers' sockets share their addresses.
+        for (settings, bound) in self.data.first().into_iter().flatten() {
+            tracing::info!(address = %bound.address(), what = %settings.what(), "bound");
+        }
+        for (listener, what) in [(&self.admin, "admin"), (&self.metrics, "metrics")] {
+            if let Some(listener) = listener {
+                tracing::info!(address = %listener.local_addr()?, what, "bound");
+            }
+        }
+        Ok(())
     }
 }
 
@@ -212,15 +235,13 @@ impl Settings {
     }
 }
 
-fn bind_admin(address: SocketAddr, what: &str) -> anyhow::Result<TcpListener> {
+fn bind_admin(address: SocketAddr) -> anyhow::Result<TcpListener> {
     let bind = || {
         let listener = std::net::TcpListener::bind(address)?;
         listener.set_nonblocking(true)?;
         TcpListener::from_std(listener)
     };
-    let listener = bind().with_context(|| format!("cannot listen on {address}"))?;
-    tracing::info!(address = %listener.local_addr()?, what, "bound");
-    Ok(listener)
+    bind().with_context(|| format!("cannot listen on {address}"))
 }
 
 /// The policy as it was when we started, and where its changes come from.

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use crate::document::{Document, Mistakes, Node};
 use crate::listen::Address;
-use crate::{admin, audit, federation, identity, inbound, outbound, policy, telemetry};
+use crate::{admin, audit, federation, identity, inbound, outbound, policy, sandbox, telemetry};
 
 /// What one sidecar does.
 #[derive(Clone, Debug)]
@@ -36,6 +36,8 @@ pub struct Config {
     pub workers: Option<usize>,
     /// How long a drain waits for what is open.
     pub drain_grace: Duration,
+    /// What is given up after the start.
+    pub sandbox: sandbox::Settings,
 }
 
 impl Config {
@@ -88,6 +90,10 @@ impl Config {
             node.duration(Duration::ZERO..=Duration::from_secs(3600))
         });
 
+        let sandbox = section.or("sandbox", sandbox::Settings::default(), |node| {
+            sandbox::Settings::read(&node)
+        });
+
         let (inbound, outbound, mut policy) = (inbound?, outbound?, policy?);
         if inbound.is_empty() && outbound.is_empty() {
             let help = "write a list under `inbound`, under `outbound`, or under both";
@@ -115,6 +121,7 @@ impl Config {
             log: log?,
             workers: workers?,
             drain_grace: drain_grace?,
+            sandbox: sandbox?,
         })
     }
 }

@@ -11,7 +11,7 @@
 //! | 5 composition | [`cli`], [`config`], [`app`], [`runtime`], [`admin`], [`suggest`] |
 //! | 4 data path | [`inbound`], [`outbound`], which never import each other |
 //! | 3 what both share | [`listen`], [`worker`], [`serve`], [`session`], [`exchange`], [`upstream`], [`upgrade`], [`relay`], [`headers`], [`target`] |
-//! | 2 capabilities | [`tls`], [`federation`], [`policy`], [`secrets`], [`audit`], [`issuer`], [`web`], [`report`] |
+//! | 2 capabilities | [`tls`], [`federation`], [`policy`], [`secrets`], [`audit`], [`issuer`], [`sandbox`], [`web`], [`report`] |
 //! | 1 vocabulary | [`identity`], [`live`], [`outcome`], [`lifecycle`], [`telemetry`], [`document`], [`watch`] |
 //!
 //! # In which order to read
@@ -95,6 +95,8 @@
 //!   them, and taken off or refused where the operator says so ([`secrets`]).
 //! - **What a peer makes us hold** is bounded: [`listen`], [`serve`] and [`upstream`] have the limits.
 //! - **What an operator mistypes** stops the start or changes nothing: [`document`] knows no unknown keys.
+//! - **Who runs code of theirs in us** finds little: before there is a second thread, [`sandbox`] gives up all
+//!   that the configuration does not ask for.
 //!
 //! What is left to others is in the README's threat model.
 
@@ -119,6 +121,7 @@ pub mod policy;
 pub mod relay;
 pub mod report;
 pub mod runtime;
+pub mod sandbox;
 pub mod secrets;
 pub mod serve;
 pub mod session;

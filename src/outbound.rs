@@ -78,6 +78,12 @@ pub struct Destination {
 }
 
 impl Destination {
+    /// The port, whatever addresses the host has.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
     async fn addresses(&self) -> io::Result<impl Iterator<Item = SocketAddr> + use<>> {
         let found: Vec<_> = tokio::net::lookup_host((self.host.as_str(), self.port))
             .await?

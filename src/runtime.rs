@@ -36,6 +36,14 @@ pub fn raise_file_limit() {
     }
 }
 
+/// Lets the allocator have a thread of its own that gives memory back after connections close. It must not
+/// begin by itself: it would run before [`crate::sandbox::enter`], and stay outside.
+pub fn give_memory_back() {
+    if let Err(error) = tikv_jemalloc_ctl::background_thread::write(true) {
+        tracing::warn!(%error, "the allocator keeps the memory of connections for longer");
+    }
+}
+
 /// Threads that work.
 #[derive(Debug)]
 pub struct Workers {

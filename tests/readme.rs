@@ -63,6 +63,7 @@ const READERS: &[(&str, &str, &str, &str, &[&str])] = &[
     ),
     ("admin.rs", "impl MetricsSettings", "", RUN, &["metrics."]),
     ("telemetry.rs", "impl Settings", "", RUN, &["log."]),
+    ("sandbox.rs", "impl Settings", "", RUN, &["sandbox."]),
     (
         "issuer.rs",
         "impl Settings",

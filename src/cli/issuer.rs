@@ -7,7 +7,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tracing::{error, info, warn};
 
 use crate::issuer::{Handle, Issuer, Settings};
-use crate::runtime;
+use crate::{runtime, sandbox};
 
 /// Serve a SPIFFE Workload API for this machine from a small CA of its own.
 ///
@@ -26,6 +26,9 @@ pub struct Args {
 pub async fn run(args: Args) -> anyhow::Result<()> {
     let settings = Settings::open(&args.config)?;
     runtime::raise_file_limit();
+    // There is one thread yet, and no key.
+    sandbox::enter_as_issuer().tell();
+    runtime::give_memory_back();
     // Before anybody can know of us: a signal that comes early must not kill.
     let mut hangup = signal(SignalKind::hangup())?;
     let mut terminate = signal(SignalKind::terminate())?;

@@ -55,6 +55,14 @@ impl FromStr for Url {
     }
 }
 
+impl Url {
+    /// The port: 443 unless it names another.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+}
+
 impl fmt::Display for Url {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.text)

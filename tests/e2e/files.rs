@@ -11,13 +11,13 @@ use pem::{Pem, encode};
 use crate::mesh::*;
 
 /// A directory as Kubernetes mounts a secret: all files change at once, by moving one link.
-struct Volume {
-    dir: PathBuf,
+pub(crate) struct Volume {
+    pub(crate) dir: PathBuf,
     version: u32,
 }
 
 impl Volume {
-    fn new(dir: PathBuf) -> Self {
+    pub(crate) fn new(dir: PathBuf) -> Self {
         std::fs::create_dir(&dir).unwrap();
         for name in ["tls.crt", "tls.key", "ca.pem"] {
             symlink(format!("..data/{name}"), dir.join(name)).unwrap();
@@ -26,7 +26,7 @@ impl Volume {
     }
 
     /// Puts certificate, key and bundle in place.
-    fn put(&mut self, shown: &Minted, held: &Minted, ca: &Ca) {
+    pub(crate) fn put(&mut self, shown: &Minted, held: &Minted, ca: &Ca) {
         let (old, new) = (self.version, self.version + 1);
         self.version = new;
         let version = self.dir.join(format!("..{new}"));
@@ -43,11 +43,11 @@ impl Volume {
         }
     }
 
-    fn renew(&mut self, svid: &Minted, ca: &Ca) {
+    pub(crate) fn renew(&mut self, svid: &Minted, ca: &Ca) {
         self.put(svid, svid, ca);
     }
 
-    fn section(&self) -> String {
+    pub(crate) fn section(&self) -> String {
         let dir = self.dir.display();
         format!(
             "{{ files: {{ cert: '{dir}/tls.crt', key: '{dir}/tls.key', bundle: '{dir}/ca.pem' }} }}"

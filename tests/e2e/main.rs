@@ -20,6 +20,7 @@ mod pair;
 mod protocols;
 mod revocation;
 mod rotation;
+mod sandbox;
 mod secrets;
 mod sessions;
 mod smuggling;

@@ -226,6 +226,11 @@ impl Issuer {
         process.signal(nix::sys::signal::Signal::SIGHUP);
     }
 
+    /// The number of its process.
+    pub(crate) fn pid(&self) -> u32 {
+        self.process.as_ref().expect("it runs").pid()
+    }
+
     /// Kills it, without a goodbye.
     pub(crate) fn kill(&mut self) {
         self.process = None;
@@ -315,7 +320,13 @@ impl Plan {
 
     /// Adds an outbound listener; `rest` is further keys.
     #[must_use]
-    pub(crate) fn outbound(mut self, to: SocketAddr, peer: &str, rest: &str) -> Self {
+    pub(crate) fn outbound(self, to: SocketAddr, peer: &str, rest: &str) -> Self {
+        self.outbound_to(&to.to_string(), peer, rest)
+    }
+
+    /// The same for a host with a port.
+    #[must_use]
+    pub(crate) fn outbound_to(mut self, to: &str, peer: &str, rest: &str) -> Self {
         let comma = if rest.is_empty() { "" } else { ", " };
         self.outbound.push(format!(
             "{{ listen: '127.0.0.1:0', to: '{to}', peer: '{peer}'{comma}{rest} }}"
@@ -340,9 +351,24 @@ impl Plan {
     fn yaml(&self, socket: &Path, audit: &Path) -> String {
         let default = format!("{{ workload_api: 'unix://{}' }}", socket.display());
         let identity = self.identity.as_ref().unwrap_or(&default);
-        let mut text = format!(
-            "identity: {identity}\nmetrics: {{ listen: '127.0.0.1:0' }}\nlog: {{ format: json, level: 'info,doorward=debug' }}\n"
-        );
+        let mut text = format!("identity: {identity}\nmetrics: {{ listen: '127.0.0.1:0' }}\n");
+        // An issuer that is not root sees no executable of a process that hides its memory.
+        let dumpable = !nix::unistd::geteuid().is_root();
+        for (key, section) in [
+            (
+                "log",
+                "{ format: json, level: 'info,doorward=debug' }".into(),
+            ),
+            ("sandbox", format!("{{ unsafe_dumpable: {dumpable} }}")),
+        ] {
+            if !self
+                .rest
+                .iter()
+                .any(|line| line.starts_with(&format!("{key}:")))
+            {
+                text += &format!("{key}: {section}\n");
+            }
+        }
         let default = format!("{{ path: '{}' }}", audit.display());
         let audit = self.audit.as_ref().unwrap_or(&default);
         text += &format!("audit: {audit}\n");

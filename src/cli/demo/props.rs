@@ -78,7 +78,8 @@ pub(super) fn caller(dir: &Path, name: &str, http: SocketAddr, tcp: SocketAddr) 
     )
 }
 
-/// Two workers show what several do without asking much of a laptop.
+/// Two workers show what several do without asking much of a laptop. The issuer runs as the same user, and
+/// could not see the executable of a process that hides its memory.
 fn common(dir: &Path) -> String {
     let socket = quoted(format_args!("unix://{}/issuer.sock", dir.display()));
     format!(
@@ -86,7 +87,8 @@ fn common(dir: &Path) -> String {
          metrics: {{ listen: 127.0.0.1:0 }}\n\
          log: {{ format: json }}\n\
          workers: 2\n\
-         drain_grace: 1s\n"
+         drain_grace: 1s\n\
+         sandbox: {{ unsafe_dumpable: true }}\n"
     )
 }
 
