@@ -993,6 +993,22 @@ fn a_file_is_rotated_by_size_and_old_ones_go() {
 }
 
 #[test]
+fn a_file_that_the_last_line_fills_is_not_rotated() {
+    let whole = Scratch::new();
+    whole.run(&["/1"]);
+    let length = whole.bytes().len() as u64;
+    let log = Scratch::rotating(Rotate {
+        // Reached by the line that tells of the stop, and by none before it.
+        size: Some(length - 20),
+        age: None,
+        keep: 14,
+    });
+    log.run(&["/1"]);
+    assert_eq!(fs::read_dir(log.dir.path()).unwrap().count(), 1);
+    assert!(log.verify().logs[0].stopped);
+}
+
+#[test]
 fn a_file_is_rotated_by_age_even_if_nothing_happens() {
     let log = Scratch::rotating(Rotate {
         size: None,

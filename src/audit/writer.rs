@@ -339,7 +339,10 @@ impl Work {
             self.written = 0;
             self.buffer.clear();
             self.before = self.chain;
-            self.rotate_if_due();
+            // The line that says so stays the last.
+            if !self.has_stopped {
+                self.rotate_if_due();
+            }
             if self.output.is_gone() {
                 tracing::error!(
                     "the audit file was removed while it was written; beginning another"
