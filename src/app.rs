@@ -457,23 +457,27 @@ impl Share {
             match (settings, &self.policy) {
                 (Settings::Inbound(settings), Some(policy)) => {
                     let inbound = Inbound::new(settings, policy.clone(), worker.clone());
-                    let pool = inbound.clone();
+                    let (pool, tally) = (inbound.clone(), inbound.tally());
                     close.push(Box::new(move || pool.close()));
                     let spawner = tasks.clone();
-                    tasks.spawn(listener.serve(limit, stop, move |stream, source, slot| {
-                        spawner.spawn(inbound.clone().serve(stream, source, slot));
-                    }));
+                    tasks.spawn(
+                        listener.serve(limit, tally, stop, move |stream, source, slot| {
+                            spawner.spawn(inbound.clone().serve(stream, source, slot));
+                        }),
+                    );
                 }
                 // `Config` has seen to it that whoever lets peers in has a policy.
                 (Settings::Inbound(_), None) => {}
                 (Settings::Outbound(settings), _) => {
                     let outbound = Outbound::new(settings, worker.clone());
-                    let pool = outbound.clone();
+                    let (pool, tally) = (outbound.clone(), outbound.tally());
                     close.push(Box::new(move || pool.close()));
                     let spawner = tasks.clone();
-                    tasks.spawn(listener.serve(limit, stop, move |stream, source, slot| {
-                        spawner.spawn(outbound.clone().serve(stream, source, slot));
-                    }));
+                    tasks.spawn(
+                        listener.serve(limit, tally, stop, move |stream, source, slot| {
+                            spawner.spawn(outbound.clone().serve(stream, source, slot));
+                        }),
+                    );
                 }
             }
         }

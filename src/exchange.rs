@@ -15,7 +15,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use futures_util::task::AtomicWaker;
-use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderValue, UPGRADE};
+use http::header::{self, CONTENT_LENGTH, CONTENT_TYPE, HeaderValue, UPGRADE};
 use http::{Method, Request, Response, StatusCode};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::Full;
@@ -27,6 +27,7 @@ use prometheus::{
 
 use crate::audit::{Direction, Record};
 use crate::headers::{self, PROXY_STATUS};
+use crate::limits::{Admitted, RETRY_AFTER, Requests};
 use crate::outcome::Outcome;
 use crate::relay::{self, Passed};
 use crate::secrets::{Action, Carried};
@@ -46,6 +47,8 @@ pub struct Exchange {
     waiting: [AtomicWaker; 2],
     /// Among those under way on its connection. Kept to the end of both bodies.
     place: Mutex<Option<Place>>,
+    /// Among those under way at its listener. Kept as long.
+    admitted: OnceLock<Admitted>,
 }
 
 /// Which way bytes go.
@@ -77,6 +80,7 @@ impl Exchange {
             revoked: OnceLock::new(),
             waiting: Default::default(),
             place: Mutex::default(),
+            admitted: OnceLock::new(),
         })
     }
 
@@ -98,6 +102,16 @@ impl Exchange {
             Action::Observed | Action::Stripped => Ok(()),
             Action::Denied => Err(Outcome::StandingSecret),
         }
+    }
+
+    /// Takes its place among the `requests` under way.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn admit(&self, requests: &Arc<Requests>) -> Result<(), Outcome> {
+        // A request asks once.
+        let _ = self.admitted.set(requests.admit()?);
+        Ok(())
     }
 
     fn answered(&self, status: StatusCode) {
@@ -354,6 +368,9 @@ fn refusal<D: Dial>(
             CONTENT_TYPE,
             HeaderValue::from_static("application/problem+json"),
         );
+    }
+    if outcome == Outcome::Overloaded {
+        headers.insert(header::RETRY_AFTER, HeaderValue::from(RETRY_AFTER));
     }
     if let Some(Ok(value)) = outcome
         .proxy_error()

@@ -17,6 +17,7 @@ use crate::audit::{self, Direction, Kind, Record, Verdict};
 use crate::document::Node;
 use crate::exchange::{self, Meter};
 use crate::headers::IdentityHeader;
+use crate::limits::{Handshakes, Requests, Tally};
 use crate::listen::{self, Address, Protocol, Source, Stream};
 use crate::outcome::Outcome;
 use crate::policy::{self, Act, Denial, Gate, Permit, Place, Policy, Subject};
@@ -49,6 +50,8 @@ pub struct Settings {
     pub unsafe_ambiguous_paths: bool,
     /// A handshake that takes longer is given up.
     pub handshake_timeout: Duration,
+    /// Handshakes under way at most, in each worker.
+    pub max_handshakes: usize,
     /// What becomes of standing secrets in requests.
     pub standing_secrets: secrets::Settings,
     /// Limits of HTTP connections.
@@ -103,6 +106,9 @@ impl Settings {
             Duration::from_secs(5),
             listen::MINUTE,
         );
+        let max_handshakes = section.or("max_handshakes", 1000, |node| {
+            usize::try_from(node.count(1..=1_000_000)?).ok()
+        });
         Some(Self {
             listener: listener?,
             service: service?,
@@ -112,6 +118,7 @@ impl Settings {
             proxy_protocol: proxy_protocol?,
             unsafe_ambiguous_paths: unsafe_ambiguous_paths?,
             handshake_timeout: handshake_timeout?,
+            max_handshakes: max_handshakes?,
             standing_secrets: standing_secrets?,
             http: serve::Limits::default(),
         })
@@ -128,6 +135,9 @@ pub struct Inbound {
     app: Arc<Pool<App>>,
     meter: Arc<Meter>,
     secrets: Guard,
+    tally: Tally,
+    requests: Arc<Requests>,
+    handshakes: Arc<Handshakes>,
 }
 
 impl Inbound {
@@ -145,6 +155,10 @@ impl Inbound {
             settings.handshake_timeout,
             worker.metrics.tls.clone(),
         );
+        let tally = worker
+            .metrics
+            .limits
+            .of(Direction::Inbound.label(), &settings.service);
         let app = App {
             address: settings.app.clone(),
             timeout: settings.listener.connect_timeout,
@@ -161,10 +175,19 @@ impl Inbound {
                 &settings.standing_secrets,
                 &settings.service,
             ),
+            requests: tally.requests(settings.listener.max_requests),
+            handshakes: tally.handshakes(settings.max_handshakes),
+            tally,
             settings,
             policy,
             worker,
         })
+    }
+
+    /// Counts what is reached of the listener's limits.
+    #[must_use]
+    pub fn tally(&self) -> Tally {
+        self.tally.clone()
     }
 
     /// Closes the kept connections to the application.
@@ -181,7 +204,13 @@ impl Inbound {
     ) {
         let port = stream.local_port();
         let addresses = stream.addresses();
-        let secured = match self.acceptor.accept(stream).await {
+        let mut handshake = self.handshakes.begin();
+        let accepted = self
+            .acceptor
+            .accept_unless(handshake.given_up(), stream)
+            .await;
+        drop(handshake);
+        let secured = match accepted {
             Ok(secured) => secured,
             Err(error) => {
                 tracing::debug!(%source, service = %self.settings.service, error = %chain(&error), "handshake failed");

@@ -93,7 +93,7 @@
 //!   could be read in two ways is not decided at all.
 //! - **What outlives its purpose** is found: passwords and API keys in requests are counted by who sends
 //!   them, and taken off or refused where the operator says so ([`secrets`]).
-//! - **What a peer makes us hold** is bounded: [`listen`], [`serve`] and [`upstream`] have the limits.
+//! - **What a peer makes us hold** is bounded and counted: [`limits`] names what [`listen`], [`serve`] and [`upstream`] hold.
 //! - **What an operator mistypes** stops the start or changes nothing: [`document`] knows no unknown keys.
 //! - **Who runs code of theirs in us** finds little: before there is a second thread, [`sandbox`] gives up all
 //!   that the configuration does not ask for.
@@ -113,6 +113,7 @@ pub mod identity;
 pub mod inbound;
 pub mod issuer;
 pub mod lifecycle;
+pub mod limits;
 pub mod listen;
 pub mod live;
 pub mod outbound;

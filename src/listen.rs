@@ -19,6 +19,7 @@ use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::document::Section;
+use crate::limits::{Limit, Tally};
 
 /// An address to listen on or to connect to: `127.0.0.1:8080`, `[::1]:8080` or `unix:/run/app.sock`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -80,6 +81,8 @@ pub struct Settings {
     pub protocol: Protocol,
     /// Open connections at most, in each worker.
     pub max_connections: usize,
+    /// HTTP requests under way at most, in each worker.
+    pub max_requests: usize,
     /// Opening a connection onwards may take this long.
     pub connect_timeout: Duration,
     /// With `protocol: auto`, whoever says nothing for this long waits for the other side to speak.
@@ -102,6 +105,9 @@ impl Settings {
         let max_connections = section.or("max_connections", 20_000, |node| {
             usize::try_from(node.count(1..=1_000_000)?).ok()
         });
+        let max_requests = section.or("max_requests", 10_000, |node| {
+            usize::try_from(node.count(1..=1_000_000)?).ok()
+        });
         let connect_timeout = timeout(section, "connect_timeout", Duration::from_secs(5), MINUTE);
         let detect_timeout = timeout(
             section,
@@ -114,6 +120,7 @@ impl Settings {
             listen: listen?,
             protocol: protocol?,
             max_connections: max_connections?,
+            max_requests: max_requests?,
             connect_timeout: connect_timeout?,
             detect_timeout: detect_timeout?,
             idle_timeout: idle_timeout?,
@@ -275,6 +282,7 @@ impl Listener {
     pub async fn serve(
         self,
         limit: Arc<Semaphore>,
+        tally: Tally,
         stop: impl Future<Output = ()>,
         mut serve: impl FnMut(Stream, Source, OwnedSemaphorePermit),
     ) {
@@ -289,8 +297,7 @@ impl Listener {
                 biased;
                 () = &mut stop => return,
                 accepted = async {
-                    // The semaphore is never closed.
-                    let slot = limit.clone().acquire_owned().await.map_err(io::Error::other)?;
+                    let slot = slot(&limit, &tally).await?;
                     let (stream, source) = self.accept().await?;
                     io::Result::Ok((stream, source, slot))
                 } => accepted,
@@ -328,6 +335,20 @@ impl Listener {
             }
         }
     }
+}
+
+/// Waits for one of the connections that may be open.
+async fn slot(limit: &Arc<Semaphore>, tally: &Tally) -> io::Result<OwnedSemaphorePermit> {
+    if let Ok(slot) = limit.clone().try_acquire_owned() {
+        return Ok(slot);
+    }
+    tally.hit(Limit::Connections);
+    // The semaphore is never closed.
+    limit
+        .clone()
+        .acquire_owned()
+        .await
+        .map_err(io::Error::other)
 }
 
 fn is_of_one_connection(error: &io::Error) -> bool {

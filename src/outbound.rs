@@ -17,6 +17,7 @@ use tokio_rustls::client::TlsStream;
 use crate::audit::{self, Direction, Kind, Record, Verdict};
 use crate::document::Node;
 use crate::exchange::{self, Meter};
+use crate::limits::{Requests, Tally};
 use crate::listen::{self, Address, Protocol, Source, Stream};
 use crate::live::Live;
 use crate::outcome::Outcome;
@@ -144,6 +145,8 @@ pub struct Outbound {
     service: Arc<str>,
     meter: Arc<Meter>,
     secrets: Guard,
+    tally: Tally,
+    requests: Arc<Requests>,
 }
 
 impl Outbound {
@@ -165,14 +168,26 @@ impl Outbound {
             roll: worker.roll.clone(),
         };
         let service: Arc<str> = settings.to.to_string().into();
+        let tally = worker
+            .metrics
+            .limits
+            .of(Direction::Outbound.label(), &service);
         Arc::new(Self {
             peers: Pool::new(route, upstream::Settings::default(), worker.tasks.clone()),
             meter: worker.metrics.exchange.of(Direction::Outbound, &service),
             secrets: worker.guard(Direction::Outbound, &settings.standing_secrets, &service),
+            requests: tally.requests(settings.listener.max_requests),
+            tally,
             service,
             settings,
             worker,
         })
+    }
+
+    /// Counts what is reached of the listener's limits.
+    #[must_use]
+    pub fn tally(&self) -> Tally {
+        self.tally.clone()
     }
 
     /// Closes the kept connections to peers.

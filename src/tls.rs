@@ -406,8 +406,27 @@ impl Acceptor {
     where
         IO: AsyncRead + AsyncWrite + Unpin,
     {
+        self.accept_unless(std::future::pending(), io).await
+    }
+
+    /// The same, unless `given_up` completes first.
+    ///
+    /// # Errors
+    /// As [`Acceptor::accept`], and [`HandshakeError::Crowded`].
+    pub async fn accept_unless<IO>(
+        &self,
+        given_up: impl Future<Output = ()>,
+        io: IO,
+    ) -> Result<Secured<server::TlsStream<IO>>, HandshakeError>
+    where
+        IO: AsyncRead + AsyncWrite + Unpin,
+    {
         let began = Instant::now();
-        let outcome = self.handshake(io).await;
+        let outcome = tokio::select! {
+            biased;
+            outcome = self.handshake(io) => outcome,
+            () = given_up => Err(HandshakeError::Crowded),
+        };
         self.metrics.inbound.record(began, &outcome);
         outcome
     }
@@ -756,6 +775,9 @@ pub enum HandshakeError {
     /// The peer did not answer in time.
     #[error("the handshake was not done within {}", humantime::format_duration(*.0))]
     Timeout(Duration),
+    /// Too many handshakes were under way, and this was the oldest.
+    #[error("the handshake was given up for a newer one: too many were under way")]
+    Crowded,
     /// What came was not TLS at all.
     #[error("the peer does not speak TLS")]
     NotTls,
@@ -797,6 +819,7 @@ impl HandshakeError {
             Self::OwnIdentityExpired => Outcome::OwnIdentityExpired,
             Self::Refused(_) => Outcome::PeerRefused,
             Self::Timeout(_) => Outcome::UpstreamTimeout,
+            Self::Crowded => Outcome::Overloaded,
             Self::NotTls
             | Self::NoCertificate
             | Self::NoSharedProtocol(_)
@@ -814,6 +837,7 @@ impl HandshakeError {
             Self::OwnIdentityMissing => Reason::OwnIdentityMissing,
             Self::OwnIdentityExpired => Reason::OwnIdentityExpired,
             Self::Timeout(_) => Reason::Timeout,
+            Self::Crowded => Reason::Crowded,
             Self::NotTls => Reason::NotTls,
             Self::NoCertificate => Reason::NoCertificate,
             Self::Refused(error) => error.reason(),
@@ -869,6 +893,8 @@ pub enum Reason {
     OwnIdentityExpired,
     /// `timeout`
     Timeout,
+    /// `crowded`
+    Crowded,
     /// `not_tls`
     NotTls,
     /// `no_certificate`
@@ -905,10 +931,11 @@ pub enum Reason {
 
 impl Reason {
     /// All of them, in the order of their declaration.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 20] = [
         Self::OwnIdentityMissing,
         Self::OwnIdentityExpired,
         Self::Timeout,
+        Self::Crowded,
         Self::NotTls,
         Self::NoCertificate,
         Self::NotAnSvid,
@@ -934,6 +961,7 @@ impl Reason {
             Self::OwnIdentityMissing => "own_identity_missing",
             Self::OwnIdentityExpired => "own_identity_expired",
             Self::Timeout => "timeout",
+            Self::Crowded => "crowded",
             Self::NotTls => "not_tls",
             Self::NoCertificate => "no_certificate",
             Self::NotAnSvid => "not_an_svid",

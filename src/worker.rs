@@ -10,7 +10,7 @@ use crate::live::{Live, Snapshot};
 use crate::secrets::{self, Guard};
 use crate::session::{Roll, Standing};
 use crate::tls::{self, Endpoint, Peer};
-use crate::{exchange, policy};
+use crate::{exchange, limits, policy};
 
 /// One worker, as its listeners see it.
 #[derive(Debug)]
@@ -42,6 +42,8 @@ pub struct Metrics {
     pub secrets: secrets::Metrics,
     /// Requests, connections, bytes.
     pub exchange: exchange::Metrics,
+    /// Limits that were reached.
+    pub limits: limits::Metrics,
 }
 
 impl Metrics {
@@ -55,6 +57,7 @@ impl Metrics {
             policy: policy::Metrics::register(registry)?,
             secrets: secrets::Metrics::register(registry)?,
             exchange: exchange::Metrics::register(registry)?,
+            limits: limits::Metrics::register(registry)?,
         })
     }
 }

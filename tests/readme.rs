@@ -13,6 +13,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use doorward::limits::Limit;
+
 /// Where settings are read: the file, the words that the reader begins and ends behind (none: to the end),
 /// the section of the README, and what stands before its keys there.
 const READERS: &[(&str, &str, &str, &str, &[&str])] = &[
@@ -174,6 +176,16 @@ fn every_metric_in_the_code_is_in_the_readme_and_no_other() {
 fn every_code_of_a_warning_is_in_the_readme_and_no_other() {
     let codes = doorward::policy::Code::ALL.map(|code| code.label().to_owned());
     assert_eq!(first_cells("### Every warning"), codes.into());
+}
+
+#[test]
+fn every_limit_that_is_counted_is_in_the_readme_and_no_other() {
+    let last = |row: Vec<String>| Some(row.last()?.trim_matches('`').to_owned());
+    let told: BTreeSet<_> = rows("## Limits").skip(1).filter_map(last).collect();
+    let counted = Limit::ALL.iter().map(|limit| limit.label().to_owned());
+    // What is bounded by its nature is never reached.
+    let told: BTreeSet<_> = told.into_iter().filter(|name| !name.is_empty()).collect();
+    assert_eq!(told, counted.collect());
 }
 
 #[test]

@@ -109,6 +109,7 @@ impl Caller {
         let Ok(permit) = answer else {
             return Err(Outcome::Denied.into());
         };
+        exchange.admit(&connection.inbound.requests)?;
         let principal = connection.standing.peer.id().as_str();
         let grant = permit.grant().map_or("", |grant| &grant.id);
         let guard = &connection.inbound.secrets;

@@ -67,6 +67,7 @@ impl Connection {
     ) -> Result<Response<Reply<Route>>, Outcome> {
         headers::check_request(request.headers())?;
         target::check(&request)?;
+        exchange.admit(&self.outbound.requests)?;
         let principal = self.facts.own.as_ref().map_or("", SpiffeId::as_str);
         let guard = &self.outbound.secrets;
         if let Some(carried) = guard.pass(&mut request, SystemTime::now(), principal, "") {

@@ -14,6 +14,7 @@ mod federation;
 mod files;
 mod http;
 mod identity;
+mod limits;
 mod mesh;
 mod outage;
 mod pair;

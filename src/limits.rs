@@ -1,0 +1,297 @@
+//! What may others make us hold, and how often did they reach the limit?
+//!
+//! Each [`Limit`] is enforced where the resource is held; here they are named, and counted in one family.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use prometheus::{IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
+use tokio::sync::oneshot;
+
+use crate::outcome::Outcome;
+
+/// A limit of ours that somebody reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Limit {
+    /// As many connections are open as may be: the next ones wait in the kernel's queue.
+    Connections,
+    /// As many handshakes are under way as may be: the oldest was given up for a new one.
+    Handshakes,
+    /// As many requests are under way as may be: the next one was answered with 503.
+    Requests,
+}
+
+impl Limit {
+    /// Every variant, to register metrics with.
+    pub const ALL: [Self; 3] = [Self::Connections, Self::Handshakes, Self::Requests];
+
+    /// The word in metrics. Part of the public surface: never rename one.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Connections => "connections",
+            Self::Handshakes => "handshakes",
+            Self::Requests => "requests",
+        }
+    }
+}
+
+/// The metric families of limits, in one worker's registry.
+#[derive(Clone, Debug)]
+pub struct Metrics {
+    hit: IntCounterVec,
+    requests: IntGaugeVec,
+}
+
+impl Metrics {
+    /// Registers the families.
+    ///
+    /// # Errors
+    /// When a family of the same name is there already.
+    pub fn register(registry: &Registry) -> prometheus::Result<Self> {
+        let metrics = Self {
+            hit: IntCounterVec::new(
+                Opts::new(
+                    "doorward_limits_hit_total",
+                    "Times that a limit was reached, by which.",
+                ),
+                &["direction", "service", "limit"],
+            )?,
+            requests: IntGaugeVec::new(
+                Opts::new(
+                    "doorward_requests_in_flight",
+                    "HTTP requests that were let in and have not ended; upgraded connections too.",
+                ),
+                &["direction", "service"],
+            )?,
+        };
+        registry.register(Box::new(metrics.hit.clone()))?;
+        registry.register(Box::new(metrics.requests.clone()))?;
+        Ok(metrics)
+    }
+
+    /// What counts for one listener. Its limits show at once, as 0.
+    #[must_use]
+    pub fn of(&self, direction: &'static str, service: &str) -> Tally {
+        for limit in Limit::ALL {
+            let labels = [direction, service, limit.label()];
+            let _ = self.hit.with_label_values(&labels);
+        }
+        Tally(Arc::new(Counters {
+            direction,
+            service: service.into(),
+            families: self.clone(),
+        }))
+    }
+}
+
+/// Counts for one listener how often its limits are reached. Clones count together.
+#[derive(Clone, Debug)]
+pub struct Tally(Arc<Counters>);
+
+#[derive(Debug)]
+struct Counters {
+    direction: &'static str,
+    service: Box<str>,
+    families: Metrics,
+}
+
+impl Tally {
+    /// Counts that `limit` was reached.
+    pub fn hit(&self, limit: Limit) {
+        let Counters {
+            direction,
+            service,
+            families,
+        } = &*self.0;
+        let labels = [direction, &**service, limit.label()];
+        families.hit.with_label_values(&labels).inc();
+    }
+
+    /// Lets at most `most` requests in at once.
+    #[must_use]
+    pub fn requests(&self, most: usize) -> Arc<Requests> {
+        let labels = [self.0.direction, &*self.0.service];
+        Arc::new(Requests {
+            most: i64::try_from(most).unwrap_or(i64::MAX),
+            under_way: self.0.families.requests.with_label_values(&labels),
+            tally: self.clone(),
+        })
+    }
+
+    /// Lets at most `most` handshakes be under way at once.
+    #[must_use]
+    pub fn handshakes(&self, most: usize) -> Arc<Handshakes> {
+        Arc::new(Handshakes {
+            most,
+            tally: self.clone(),
+            under_way: Mutex::default(),
+        })
+    }
+}
+
+/// The requests under way at one listener of one worker.
+#[derive(Debug)]
+pub struct Requests {
+    most: i64,
+    /// Of this worker alone, so that it serves as the count itself.
+    under_way: IntGauge,
+    tally: Tally,
+}
+
+impl Requests {
+    /// Lets one more in, until what is returned is dropped.
+    ///
+    /// # Errors
+    /// When as many are in as may be.
+    pub fn admit(self: &Arc<Self>) -> Result<Admitted, Outcome> {
+        if self.under_way.get() >= self.most {
+            self.tally.hit(Limit::Requests);
+            return Err(Outcome::Overloaded);
+        }
+        self.under_way.inc();
+        Ok(Admitted(self.clone()))
+    }
+}
+
+/// A request that was let in and is under way.
+#[derive(Debug)]
+pub struct Admitted(Arc<Requests>);
+
+impl Drop for Admitted {
+    fn drop(&mut self) {
+        self.0.under_way.dec();
+    }
+}
+
+/// The handshakes under way at one listener of one worker. Whoever opens connections and leaves them half
+/// open cannot keep others out: the newest always begins, and the oldest is given up for it. An honest
+/// handshake is over long before it is the oldest of many.
+#[derive(Debug)]
+pub struct Handshakes {
+    most: usize,
+    tally: Tally,
+    under_way: Mutex<UnderWay>,
+}
+
+#[derive(Debug, Default)]
+struct UnderWay {
+    next: u64,
+    /// By age: dropping the sender gives the handshake up.
+    handshakes: BTreeMap<u64, oneshot::Sender<()>>,
+}
+
+impl Handshakes {
+    /// Begins one more.
+    pub fn begin(self: &Arc<Self>) -> Handshake {
+        let (keep, given_up) = oneshot::channel();
+        let mut under_way = self.locked();
+        if under_way.handshakes.len() >= self.most {
+            under_way.handshakes.pop_first();
+            self.tally.hit(Limit::Handshakes);
+        }
+        let number = under_way.next;
+        under_way.next += 1;
+        under_way.handshakes.insert(number, keep);
+        drop(under_way);
+        Handshake {
+            all: self.clone(),
+            number,
+            given_up,
+        }
+    }
+
+    fn locked(&self) -> MutexGuard<'_, UnderWay> {
+        self.under_way
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A handshake that is under way until this is dropped.
+#[derive(Debug)]
+pub struct Handshake {
+    all: Arc<Handshakes>,
+    number: u64,
+    given_up: oneshot::Receiver<()>,
+}
+
+impl Handshake {
+    /// Completes when it has to make room for a new one.
+    pub async fn given_up(&mut self) {
+        // Nothing is ever sent.
+        let _ = (&mut self.given_up).await;
+    }
+}
+
+impl Drop for Handshake {
+    fn drop(&mut self) {
+        self.all.locked().handshakes.remove(&self.number);
+    }
+}
+
+/// How long whoever was turned away is asked to wait before asking again, in seconds (RFC 9110 §10.2.3).
+pub const RETRY_AFTER: u16 = 1;
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use futures_util::FutureExt;
+
+    use super::*;
+
+    fn tally() -> (Registry, Tally) {
+        let registry = Registry::new();
+        let tally = Metrics::register(&registry).unwrap().of("inbound", "a");
+        (registry, tally)
+    }
+
+    fn hits(tally: &Tally, limit: Limit) -> u64 {
+        let labels = ["inbound", "a", limit.label()];
+        tally.0.families.hit.with_label_values(&labels).get()
+    }
+
+    #[test]
+    fn every_limit_has_a_label_of_its_own_and_shows_from_the_start() {
+        let labels: BTreeSet<_> = Limit::ALL.iter().map(|limit| limit.label()).collect();
+        assert_eq!(labels.len(), Limit::ALL.len());
+        let (registry, _tally) = tally();
+        let families = registry.gather();
+        let family = families
+            .iter()
+            .find(|family| family.name() == "doorward_limits_hit_total");
+        assert_eq!(family.unwrap().get_metric().len(), Limit::ALL.len());
+    }
+
+    #[test]
+    fn as_many_requests_are_let_in_as_may_be_and_each_that_ends_makes_room() {
+        let (_, tally) = tally();
+        let requests = tally.requests(2);
+        let first = requests.admit().unwrap();
+        let _second = requests.admit().unwrap();
+        assert_eq!(requests.admit().unwrap_err(), Outcome::Overloaded);
+        assert_eq!(hits(&tally, Limit::Requests), 1);
+        drop(first);
+        let _third = requests.admit().unwrap();
+        assert_eq!(requests.under_way.get(), 2);
+    }
+
+    #[test]
+    fn the_oldest_handshake_is_given_up_for_the_newest() {
+        let (_, tally) = tally();
+        let handshakes = tally.handshakes(2);
+        let mut first = handshakes.begin();
+        let mut second = handshakes.begin();
+        assert!(first.given_up().now_or_never().is_none());
+        let mut third = handshakes.begin();
+        assert!(first.given_up().now_or_never().is_some());
+        assert!(second.given_up().now_or_never().is_none());
+        // One that has ended is not given up: it makes room.
+        drop(second);
+        drop(first);
+        let _fourth = handshakes.begin();
+        assert!(third.given_up().now_or_never().is_none());
+        assert_eq!(hits(&tally, Limit::Handshakes), 1);
+    }
+}

@@ -1,0 +1,174 @@
+//! What others can make us hold is bounded, and who holds much does not keep the others out.
+
+use http::header;
+use tokio::io::AsyncReadExt;
+use tokio::net::TcpStream;
+use tokio::task::JoinSet;
+
+use crate::mesh::{
+    Client, Http, Mesh, Options, SERVICE, Sidecar, Tls, eventually, get, governed, id, request,
+};
+
+/// A response that does not end before its reader does.
+const ENDLESS: &str = "/stream?n=1000000&ms=60000";
+
+#[tokio::test]
+async fn more_requests_than_may_be_are_turned_away_while_denials_and_health_are_answered() {
+    let principal = id("a");
+    let policy = governed(
+        "a-but-not-secrets",
+        &format!(
+            "permit (principal == Workload::\"{principal}\", action, resource == Service::\"{SERVICE}\")\nunless {{ context has http && context.http.path like \"/secret*\" }};"
+        ),
+    );
+    let mesh = Mesh::with(Options {
+        policy: Some(policy),
+        inbound: "max_requests: 3".into(),
+        b: vec!["workers: 1".into()],
+        ..Options::default()
+    })
+    .await;
+    let mut client = Client::connect(mesh.entrance(), Http::Two).await;
+    let mut held = Vec::new();
+    for _ in 0..3 {
+        let endless = request("GET", &format!("http://app.example{ENDLESS}"));
+        held.push(client.send(endless).await.unwrap());
+    }
+    let inbound = [("direction", "inbound")];
+    mesh.b
+        .counts("doorward_requests_in_flight", &inbound, 3.0)
+        .await;
+
+    for http in [Http::One, Http::Two] {
+        let mut client = Client::connect(mesh.entrance(), http).await;
+        let turned_away = client.get("/more").await.unwrap();
+        assert_eq!(turned_away.status, 503);
+        assert_eq!(turned_away.header("retry-after"), "1");
+        assert_eq!(turned_away.json()["error"], "overloaded");
+        assert_eq!(client.get("/secret").await.unwrap().status, 403);
+    }
+    let mut call = request("POST", "http://app.example/invoices.Invoices/Get");
+    let grpc = header::HeaderValue::from_static("application/grpc");
+    call.headers_mut().insert(header::CONTENT_TYPE, grpc);
+    let turned_away = client.ask(call).await.unwrap();
+    assert_eq!(turned_away.header("grpc-status"), "14");
+    assert_eq!(mesh.b.readiness().await.status, 200);
+    assert_eq!(get(mesh.b.metrics, "/live").await.status, 200);
+    hits(&mesh.b, "requests", 3).await;
+    assert!(
+        !mesh
+            .app
+            .seen()
+            .iter()
+            .any(|seen| seen.path == "/more" || seen.path.ends_with("/Get")),
+        "the application was spared"
+    );
+
+    drop(held.pop());
+    eventually("one that ends makes room", async || {
+        (mesh.get("/more").await.status == 200).then_some(())
+    })
+    .await;
+    drop(held);
+    mesh.b
+        .counts("doorward_requests_in_flight", &inbound, 0.0)
+        .await;
+}
+
+#[tokio::test]
+async fn our_own_application_is_turned_away_in_the_same_way() {
+    let mesh = Mesh::with(Options {
+        outbound: "max_requests: 1".into(),
+        a: vec!["workers: 1".into()],
+        ..Options::default()
+    })
+    .await;
+    let mut client = Client::connect(mesh.entrance(), Http::Two).await;
+    let endless = request("GET", &format!("http://app.example{ENDLESS}"));
+    let held = client.send(endless).await.unwrap();
+    let turned_away = client.get("/").await.unwrap();
+    assert_eq!(turned_away.status, 503);
+    assert_eq!(turned_away.header("retry-after"), "1");
+    hits(&mesh.a, "requests", 1).await;
+    drop(held);
+    eventually("one that ends makes room", async || {
+        (mesh.get("/").await.status == 200).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn half_open_handshakes_are_few_and_keep_nobody_out() {
+    let mesh = Mesh::with(Options {
+        inbound: "max_handshakes: 8, handshake_timeout: 1m".into(),
+        b: vec!["workers: 1".into()],
+        ..Options::default()
+    })
+    .await;
+    let mut silent = Vec::new();
+    for _ in 0..40 {
+        silent.push(TcpStream::connect(mesh.gate()).await.unwrap());
+    }
+    hits(&mesh.b, "handshakes", 32).await;
+    let crowded = [("result", "crowded")];
+    mesh.b
+        .counts("doorward_handshakes_total", &crowded, 32.0)
+        .await;
+    // The oldest are gone, the newest are not.
+    let mut byte = [0; 1];
+    for stream in &mut silent[..32] {
+        let ended = stream.read(&mut byte).await;
+        assert!(matches!(ended, Ok(0) | Err(_)), "{ended:?}");
+    }
+    for stream in &silent[32..] {
+        let still_open = stream.try_read(&mut byte).unwrap_err();
+        assert_eq!(still_open.kind(), std::io::ErrorKind::WouldBlock);
+    }
+    let svid = mesh.issuer.ca().svid("a");
+    let mut client = Tls::new(Some(&svid), &["h2"]).client(mesh.gate()).await;
+    assert_eq!(client.get("/").await.unwrap().status, 200);
+}
+
+#[tokio::test]
+async fn a_handshake_that_does_not_come_to_its_end_is_given_up() {
+    let mesh = Mesh::with(Options {
+        inbound: "handshake_timeout: 100ms".into(),
+        ..Options::default()
+    })
+    .await;
+    let mut silent = TcpStream::connect(mesh.gate()).await.unwrap();
+    let mut byte = [0; 1];
+    assert_eq!(silent.read(&mut byte).await.unwrap(), 0);
+    let late = [("result", "timeout")];
+    mesh.b.counts("doorward_handshakes_total", &late, 1.0).await;
+}
+
+#[tokio::test]
+async fn more_connections_than_may_be_wait_until_one_ends() {
+    let mesh = Mesh::with(Options {
+        outbound: "max_connections: 2".into(),
+        a: vec!["workers: 1".into()],
+        ..Options::default()
+    })
+    .await;
+    let mut first = Client::connect(mesh.entrance(), Http::One).await;
+    let mut second = Client::connect(mesh.entrance(), Http::One).await;
+    assert_eq!(first.get("/first").await.unwrap().status, 200);
+    assert_eq!(second.get("/second").await.unwrap().status, 200);
+    let mut third = Client::connect(mesh.entrance(), Http::One).await;
+    let mut waiting = JoinSet::new();
+    waiting.spawn(async move { third.get("/third").await.unwrap().status });
+    hits(&mesh.a, "connections", 1).await;
+    assert_eq!(first.get("/first").await.unwrap().status, 200);
+    assert!(!mesh.app.seen().iter().any(|seen| seen.path == "/third"));
+    drop(second);
+    assert_eq!(waiting.join_next().await.unwrap().unwrap(), 200);
+}
+
+/// Waits until `limit` was reached exactly `times` times.
+async fn hits(sidecar: &Sidecar, limit: &str, times: u32) {
+    let limit = [("limit", limit)];
+    sidecar
+        .counts("doorward_limits_hit_total", &limit, times.into())
+        .await;
+}
