@@ -20,6 +20,7 @@ use crate::admin::{self, Health, Pulse, Routes};
 use crate::app::revocation::Revocation;
 use crate::audit::Audit;
 use crate::config::Config;
+use crate::descriptors;
 use crate::federation::{self, Federation};
 use crate::identity::crl::{Crls, Revoking};
 use crate::identity::shown::Shown;
@@ -42,6 +43,8 @@ use crate::{identity, runtime};
 /// # Errors
 /// Whatever was asked for and cannot be had stops the start.
 pub fn run(config: Config) -> anyhow::Result<ExitCode> {
+    let most = descriptors::raise().context("cannot raise the number of file descriptors")?;
+    tracing::debug!(most, "file descriptors");
     let registries = Registries::new()?;
     let control = runtime::control().context("cannot start the control thread")?;
     let _entered = control.enter();

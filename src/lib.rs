@@ -105,6 +105,7 @@ pub mod app;
 pub mod audit;
 pub mod cli;
 pub mod config;
+pub mod descriptors;
 pub mod document;
 pub mod exchange;
 pub mod federation;

@@ -15,6 +15,8 @@ use crate::outcome::Outcome;
 pub enum Limit {
     /// As many connections are open as may be: the next ones wait in the kernel's queue.
     Connections,
+    /// File descriptors, or the kernel's memory for sockets, have run out or nearly so: accepting pauses.
+    Descriptors,
     /// As many handshakes are under way as may be: the oldest was given up for a new one.
     Handshakes,
     /// As many requests are under way as may be: the next one was answered with 503.
@@ -23,13 +25,19 @@ pub enum Limit {
 
 impl Limit {
     /// Every variant, to register metrics with.
-    pub const ALL: [Self; 3] = [Self::Connections, Self::Handshakes, Self::Requests];
+    pub const ALL: [Self; 4] = [
+        Self::Connections,
+        Self::Descriptors,
+        Self::Handshakes,
+        Self::Requests,
+    ];
 
     /// The word in metrics. Part of the public surface: never rename one.
     #[must_use]
     pub const fn label(self) -> &'static str {
         match self {
             Self::Connections => "connections",
+            Self::Descriptors => "descriptors",
             Self::Handshakes => "handshakes",
             Self::Requests => "requests",
         }

@@ -4,6 +4,7 @@ use std::fmt;
 use std::future::Future;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
@@ -18,6 +19,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use crate::descriptors::{self, Use};
 use crate::document::Section;
 use crate::limits::{Limit, Tally};
 
@@ -292,12 +294,17 @@ impl Listener {
             .without_max_times();
         let mut delays = pace.build();
         let mut stop = std::pin::pin!(stop);
+        let mut scarce = false;
         loop {
             let accepted = tokio::select! {
                 biased;
                 () = &mut stop => return,
                 accepted = async {
                     let slot = slot(&limit, &tally).await?;
+                    if scarce {
+                        // Whoever waits in the kernel's queue is not lost.
+                        Use::Accepted.is_left(&self)?;
+                    }
                     let (stream, source) = self.accept().await?;
                     io::Result::Ok((stream, source, slot))
                 } => accepted,
@@ -305,11 +312,15 @@ impl Listener {
             match accepted {
                 Ok((stream, source, slot)) => {
                     delays = pace.build();
+                    scarce = Use::Accepted.may_have(&stream).is_err();
                     serve(stream, source, slot);
                 }
                 // The peer went away before we took it: nothing is wrong with us.
                 Err(error) if is_of_one_connection(&error) => {}
                 Err(error) => {
+                    if descriptors::ran_out(&error) {
+                        tally.hit(Limit::Descriptors);
+                    }
                     let delay = delays.next().unwrap_or(Duration::from_secs(1));
                     tracing::warn!(%error, ?delay, "cannot accept connections, trying again");
                     tokio::select! {
@@ -333,6 +344,15 @@ impl Listener {
                 let (stream, _) = listener.accept().await?;
                 Ok((Stream::Unix(stream), Source::Unix))
             }
+        }
+    }
+}
+
+impl AsFd for Listener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match &self.0 {
+            Inner::Tcp(listener) => listener.as_fd(),
+            Inner::Unix(listener) => listener.as_fd(),
         }
     }
 }
@@ -404,16 +424,18 @@ impl fmt::Display for Source {
 /// Connects to `address`, with `TCP_NODELAY` set before the first byte: without it full handshakes stall.
 ///
 /// # Errors
-/// What the operating system says.
+/// What the operating system says, or that only those descriptors are left that connections do not get.
 pub async fn connect(address: &Address) -> io::Result<Stream> {
-    match address {
+    let stream = match address {
         Address::Tcp(address) => {
             let stream = TcpStream::connect(address).await?;
             stream.set_nodelay(true)?;
-            Ok(Stream::Tcp(stream))
+            Stream::Tcp(stream)
         }
-        Address::Unix(path) => UnixStream::connect(path).await.map(Stream::Unix),
-    }
+        Address::Unix(path) => Stream::Unix(UnixStream::connect(path).await?),
+    };
+    Use::Onwards.may_have(&stream)?;
+    Ok(stream)
 }
 
 /// A TCP or Unix stream.
@@ -441,6 +463,15 @@ impl Stream {
         match self {
             Self::Tcp(stream) => Some((stream.peer_addr().ok()?, stream.local_addr().ok()?)),
             Self::Unix(_) => None,
+        }
+    }
+}
+
+impl AsFd for Stream {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Tcp(stream) => stream.as_fd(),
+            Self::Unix(stream) => stream.as_fd(),
         }
     }
 }

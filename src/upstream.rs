@@ -25,6 +25,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::oneshot;
 
+use crate::descriptors;
 use crate::exchange::{Exchange, Upload};
 use crate::lifecycle::Tasks;
 use crate::outcome::Outcome;
@@ -120,6 +121,7 @@ impl DialError {
     #[must_use]
     pub fn outcome(&self) -> Outcome {
         match self {
+            Self::Connect(error) if descriptors::ran_out(error) => Outcome::Overloaded,
             Self::Resolve(_) | Self::Connect(_) => Outcome::UpstreamUnreachable,
             Self::Timeout(_) => Outcome::UpstreamTimeout,
             Self::Handshake(error) => error.outcome(),

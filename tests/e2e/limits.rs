@@ -165,6 +165,61 @@ async fn more_connections_than_may_be_wait_until_one_ends() {
     assert_eq!(waiting.join_next().await.unwrap().unwrap(), 200);
 }
 
+#[tokio::test]
+async fn running_out_of_descriptors_ends_nothing_and_probes_still_get_in() {
+    let mut mesh = Mesh::with(Options {
+        inbound: "handshake_timeout: 1m".into(),
+        b: vec!["workers: 1".into()],
+        ulimit: Some("-n 160"),
+        ..Options::default()
+    })
+    .await;
+    let mut client = Client::connect(mesh.entrance(), Http::One).await;
+    assert_eq!(client.get("/before").await.unwrap().status, 200);
+    // More than there are descriptors.
+    let mut silent = Vec::new();
+    for _ in 0..300 {
+        silent.push(TcpStream::connect(mesh.gate()).await.unwrap());
+    }
+    eventually("descriptors run out", async || {
+        let limit = [("limit", "descriptors")];
+        let metrics = mesh.b.metrics().await;
+        (metrics.sum("doorward_limits_hit_total", &limit) > 0.0).then_some(())
+    })
+    .await;
+    // Ten probes at once, and metrics: each takes a descriptor.
+    let mut probes = JoinSet::new();
+    for path in ["/ready", "/live", "/metrics"].repeat(4) {
+        let address = mesh.b.metrics;
+        probes.spawn(async move { get(address, path).await.status });
+    }
+    assert!(probes.join_all().await.iter().all(|status| *status == 200));
+    let used = mesh.b.metrics().await.sum("process_open_fds", &[]);
+    assert!(used < 160.0, "{used} descriptors are open");
+    // Who was there before is served, a connection to the application included.
+    for _ in 0..10 {
+        assert_eq!(client.get("/meanwhile").await.unwrap().status, 200);
+    }
+    mesh.b.process.assert_running();
+
+    drop(silent);
+    let svid = mesh.issuer.ca().svid("a");
+    let tls = Tls::new(Some(&svid), &["h2"]);
+    let mut late = tls.client(mesh.gate()).await;
+    assert_eq!(late.get("/after").await.unwrap().status, 200);
+}
+
+#[tokio::test]
+async fn as_many_descriptors_are_taken_as_the_hard_limit_allows() {
+    let mesh = Mesh::with(Options {
+        ulimit: Some("-S -n 64"),
+        ..Options::default()
+    })
+    .await;
+    let most = mesh.b.metrics().await.sum("process_max_fds", &[]);
+    assert!(most > 64.0, "{most}");
+}
+
 /// Waits until `limit` was reached exactly `times` times.
 async fn hits(sidecar: &Sidecar, limit: &str, times: u32) {
     let limit = [("limit", limit)];

@@ -285,6 +285,7 @@ pub(crate) struct Plan {
     outbound: Vec<String>,
     audit: Option<String>,
     identity: Option<String>,
+    ulimit: Option<&'static str>,
     rest: Vec<String>,
 }
 
@@ -297,6 +298,7 @@ impl Plan {
             outbound: Vec::new(),
             audit: None,
             identity: None,
+            ulimit: None,
             rest: Vec::new(),
         }
     }
@@ -396,12 +398,17 @@ impl Plan {
         let audit = dirs.file(&format!("{name}.audit.jsonl"));
         let config = dirs.file(&format!("{name}.yaml"));
         std::fs::write(&config, self.yaml(&issuer.socket, &audit)).unwrap();
-        let mut process = Process::spawn(
-            name,
-            &dirs.program(name),
-            &["run", "--config", config.to_str().unwrap()],
-            &dirs.file(&format!("{name}.log")),
-        );
+        let (program, config) = (dirs.program(name), config.to_str().unwrap());
+        let log = dirs.file(&format!("{name}.log"));
+        let run = ["run", "--config", config];
+        let mut process = match self.ulimit {
+            None => Process::spawn(name, &program, &run, &log),
+            Some(ulimit) => {
+                let script = format!("ulimit {ulimit} && exec \"$0\" \"$@\"");
+                let args = [&["-c", &script, program.to_str().unwrap()], &run[..]].concat();
+                Process::spawn(name, Path::new("/bin/sh"), &args, &log)
+            }
+        };
         let has_admin = self.rest.iter().any(|line| line.starts_with("admin:"));
         let listeners = self.inbound.len() + self.outbound.len() + usize::from(has_admin);
         // Inbound listeners are bound first, then outbound ones, then admin, the metrics last.
@@ -559,6 +566,8 @@ pub(crate) struct Options {
     pub(crate) a: Vec<String>,
     /// Further lines in `b`'s configuration.
     pub(crate) b: Vec<String>,
+    /// What `b`'s shell sets before, as in `-n 128`.
+    pub(crate) ulimit: Option<&'static str>,
     /// Where `b` finds its application, if that is not [`Mesh::app`].
     pub(crate) app: Option<SocketAddr>,
 }
@@ -575,6 +584,7 @@ impl Default for Options {
             audit: None,
             a: Vec::new(),
             b: Vec::new(),
+            ulimit: None,
             app: None,
         }
     }
@@ -627,6 +637,7 @@ impl Mesh {
                 options.policy_keys
             ));
         plan.audit = options.audit;
+        plan.ulimit = options.ulimit;
         plan.rest.extend(options.b);
         let b = plan.start(&dirs, &issuer).await;
         let mut plan = Plan::new("a").outbound(b.inbound[0], &id("b"), &options.outbound);
