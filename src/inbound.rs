@@ -109,8 +109,10 @@ impl Settings {
         let max_handshakes = section.or("max_handshakes", 1000, |node| {
             usize::try_from(node.count(1..=1_000_000)?).ok()
         });
+        let listener = listener?;
         Some(Self {
-            listener: listener?,
+            http: serve::Limits::of(&listener),
+            listener,
             service: service?,
             app: app?,
             app_protocol: app_protocol?,
@@ -120,7 +122,6 @@ impl Settings {
             handshake_timeout: handshake_timeout?,
             max_handshakes: max_handshakes?,
             standing_secrets: standing_secrets?,
-            http: serve::Limits::default(),
         })
     }
 }

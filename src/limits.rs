@@ -21,15 +21,29 @@ pub enum Limit {
     Handshakes,
     /// As many requests are under way as may be: the next one was answered with 503.
     Requests,
+    /// A request's head, or the preface of HTTP/2, did not come in time, or a kept HTTP/1.1 connection had
+    /// nothing to ask.
+    HeaderTime,
+    /// A request's head was too long.
+    HeaderBytes,
+    /// HTTP/2 frames that carry nothing, or headers without end, came in such numbers that the connection
+    /// was ended.
+    Frames,
+    /// The other side took nothing of what was to be written for too long.
+    Unread,
 }
 
 impl Limit {
     /// Every variant, to register metrics with.
-    pub const ALL: [Self; 4] = [
+    pub const ALL: [Self; 8] = [
         Self::Connections,
         Self::Descriptors,
         Self::Handshakes,
         Self::Requests,
+        Self::HeaderTime,
+        Self::HeaderBytes,
+        Self::Frames,
+        Self::Unread,
     ];
 
     /// The word in metrics. Part of the public surface: never rename one.
@@ -40,6 +54,10 @@ impl Limit {
             Self::Descriptors => "descriptors",
             Self::Handshakes => "handshakes",
             Self::Requests => "requests",
+            Self::HeaderTime => "header_time",
+            Self::HeaderBytes => "header_bytes",
+            Self::Frames => "frames",
+            Self::Unread => "unread",
         }
     }
 }

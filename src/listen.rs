@@ -91,6 +91,10 @@ pub struct Settings {
     pub detect_timeout: Duration,
     /// A TCP session on which nothing passes for this long is closed.
     pub idle_timeout: Duration,
+    /// How long a request's head may take, and how long a kept HTTP/1.1 connection may idle.
+    pub header_timeout: Duration,
+    /// An HTTP connection whose other side takes nothing of what is to be written for this long is closed.
+    pub stall_timeout: Duration,
 }
 
 impl Settings {
@@ -117,6 +121,8 @@ impl Settings {
             Duration::from_millis(500),
             MINUTE,
         );
+        let header_timeout = timeout(section, "header_timeout", MINUTE, MINUTE * 60);
+        let stall_timeout = timeout(section, "stall_timeout", MINUTE * 5, MINUTE * 60 * 24);
         let idle_timeout = timeout(section, "idle_timeout", MINUTE * 60, MINUTE * 60 * 24 * 366);
         Some(Self {
             listen: listen?,
@@ -126,6 +132,8 @@ impl Settings {
             connect_timeout: connect_timeout?,
             detect_timeout: detect_timeout?,
             idle_timeout: idle_timeout?,
+            header_timeout: header_timeout?,
+            stall_timeout: stall_timeout?,
         })
     }
 }

@@ -61,12 +61,13 @@ impl Settings {
             section.or("standing_secrets", secrets::Settings::default(), |node| {
                 secrets::Settings::read(&node)
             });
+        let listener = listener?;
         Some(Self {
-            listener: listener?,
+            http: serve::Limits::of(&listener),
+            listener,
             to: to?,
             peer: peer?,
             standing_secrets: standing_secrets?,
-            http: serve::Limits::default(),
         })
     }
 }

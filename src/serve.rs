@@ -1,5 +1,7 @@
 //! How is one HTTP connection served, from its first request to its goodbye?
 
+mod watched;
+
 use std::convert::Infallible;
 use std::error::Error as _;
 use std::future::Future;
@@ -18,8 +20,11 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 
+use self::watched::Watched;
 use crate::exchange::BrokenOff;
 use crate::lifecycle::{Lifecycle, Phase};
+use crate::limits::Limit;
+use crate::listen;
 use crate::outcome::Outcome;
 use crate::session::Running;
 use crate::upstream::{CONNECTION_WINDOW, HEADER_BYTES, MAX_FRAME, PING_EVERY, STREAM_WINDOW};
@@ -29,18 +34,23 @@ use crate::upstream::{CONNECTION_WINDOW, HEADER_BYTES, MAX_FRAME, PING_EVERY, ST
 pub struct Limits {
     /// How long a request's head may take, and how long a kept HTTP/1.1 connection may idle.
     pub header_timeout: Duration,
+    /// How long the other side may take nothing of what is to be written.
+    pub stall_timeout: Duration,
     /// Bytes of a request's head.
     pub header_bytes: u32,
     /// HTTP/2 streams at once.
     pub streams: u32,
 }
 
-impl Default for Limits {
-    fn default() -> Self {
+impl Limits {
+    /// The limits of HTTP connections to the listener that `settings` describe.
+    #[must_use]
+    pub fn of(settings: &listen::Settings) -> Self {
         Self {
-            header_timeout: Duration::from_secs(60),
+            header_timeout: settings.header_timeout,
+            stall_timeout: settings.stall_timeout,
             header_bytes: HEADER_BYTES,
-            streams: 1000,
+            streams: STREAMS,
         }
     }
 }
@@ -57,15 +67,16 @@ pub async fn http<IO, S, F, B>(
     lost: impl Future<Output = Outcome> + Send,
     running: &Running,
     service: S,
-) -> Outcome
+) -> Ended
 where
     IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     S: Fn(Request<Incoming>) -> F,
     F: Future<Output = Response<B>> + Send + 'static,
     B: Body<Data = Bytes, Error = BrokenOff> + Send + 'static,
 {
+    let (io, reached) = Watched::new(io, http2, limits);
     let io = TokioIo::new(io);
-    if http2 {
+    let ended = if http2 {
         let service = service_fn(|request| {
             let response = service(request);
             async move { Ok::<_, Infallible>(response.await) }
@@ -78,6 +89,8 @@ where
             .initial_connection_window_size(CONNECTION_WINDOW)
             .max_frame_size(MAX_FRAME)
             .max_concurrent_streams(limits.streams)
+            .max_pending_accept_reset_streams(RESETS)
+            .max_local_error_reset_streams(RESETS)
             .max_header_list_size(limits.header_bytes)
             .max_send_buf_size(MAX_FRAME as usize * 4)
             .auto_date_header(false)
@@ -108,6 +121,46 @@ where
             .serve_connection(io, service)
             .with_upgrades();
         drive(std::pin::pin!(connection), LINGER, lifecycle, lost, running).await
+    };
+    match reached.get() {
+        Some(limit) => Ended::at(*limit),
+        None => ended,
+    }
+}
+
+/// How a connection ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ended {
+    /// In the word for metrics.
+    pub outcome: Outcome,
+    /// The limit that ended it, if one did.
+    pub limit: Option<Limit>,
+}
+
+impl Ended {
+    fn at(limit: Limit) -> Self {
+        let outcome = match limit {
+            Limit::HeaderTime | Limit::Unread => Outcome::IdleTimeout,
+            Limit::HeaderBytes => Outcome::BadRequest,
+            Limit::Connections
+            | Limit::Descriptors
+            | Limit::Handshakes
+            | Limit::Requests
+            | Limit::Frames => Outcome::Overloaded,
+        };
+        Self {
+            outcome,
+            limit: Some(limit),
+        }
+    }
+}
+
+impl From<Outcome> for Ended {
+    fn from(outcome: Outcome) -> Self {
+        Self {
+            outcome,
+            limit: None,
+        }
     }
 }
 
@@ -166,7 +219,7 @@ async fn drive<'a>(
     lifecycle: &Lifecycle,
     lost: impl Future<Output = Outcome> + Send + 'a,
     running: &Running,
-) -> Outcome {
+) -> Ended {
     // Polled only when one of them has woken: the connection is polled for every request.
     let mut events: FuturesUnordered<BoxFuture<'a, Event>> = FuturesUnordered::new();
     events.push(lost.map(Event::Lost).boxed());
@@ -185,10 +238,11 @@ async fn drive<'a>(
                 if let Err(error) = &ended {
                     tracing::debug!(%error, "HTTP connection ended");
                 }
-                return outcome.unwrap_or_else(|| match ended {
-                    Ok(()) => Outcome::Completed,
-                    Err(error) => outcome_of(&error),
-                });
+                return match (outcome, ended) {
+                    (Some(why), _) => Ended::from(why),
+                    (None, Ok(())) => Outcome::Completed.into(),
+                    (None, Err(error)) => how(&error),
+                };
             }
             Some(event) = events.next() => match event {
                 Event::Lost(why) => {
@@ -204,27 +258,46 @@ async fn drive<'a>(
                     events.push(tokio::time::sleep(linger).map(|()| Event::Leave).boxed());
                 }
                 Event::Leave => connection.as_mut().goodbye(),
-                Event::Over(why) => return why,
-                Event::Cut => return Outcome::Cut,
+                Event::Over(why) => return why.into(),
+                Event::Cut => return Outcome::Cut.into(),
             },
         }
     }
 }
 
-fn outcome_of(error: &hyper::Error) -> Outcome {
-    let body = error.source().and_then(|cause| cause.downcast_ref());
+fn how(error: &hyper::Error) -> Ended {
+    let cause = error.source();
+    let body = cause.and_then(|cause| cause.downcast_ref());
+    // What h2 itself could not let pass.
+    let http2 = cause
+        .and_then(|cause| cause.downcast_ref::<h2::Error>())
+        .filter(|error| error.is_go_away() && error.is_library());
     if let Some(BrokenOff::Revoked { why, .. }) = body {
-        *why
+        (*why).into()
     } else if let Some(BrokenOff::Failed(_)) = body {
-        Outcome::UpstreamFailed
+        Outcome::UpstreamFailed.into()
     } else if error.is_timeout() {
-        Outcome::IdleTimeout
+        Ended::at(Limit::HeaderTime)
+    } else if error.is_parse_too_large() {
+        Ended::at(Limit::HeaderBytes)
+    } else if let Some(error) = http2 {
+        match error.reason() {
+            Some(h2::Reason::ENHANCE_YOUR_CALM) => Ended::at(Limit::Frames),
+            _ => Outcome::BadRequest.into(),
+        }
     } else if error.is_parse() {
-        Outcome::BadRequest
+        Outcome::BadRequest.into()
     } else {
-        Outcome::ClientGone
+        Outcome::ClientGone.into()
     }
 }
+
+/// HTTP/2 requests at once on a connection to us.
+const STREAMS: u32 = 1000;
+
+/// HTTP/2 requests that were taken back before we looked at them, and of such that are wrong, before the
+/// connection is ended (CVE-2023-44487, CVE-2025-8671).
+const RESETS: usize = 100;
 
 /// How long requests under way may go on when their connection has lost its standing.
 pub const FAREWELL: Duration = Duration::from_millis(200);

@@ -45,7 +45,7 @@ where
     };
     let lost = caller.connection.standing.lost(Own::InForce, granted);
     let service = |request| caller.clone().answer(request);
-    let outcome = serve::http(
+    let served = serve::http(
         stream,
         http2,
         inbound.settings.http,
@@ -54,7 +54,11 @@ where
         &caller.running,
         service,
     );
-    session.ended(outcome.await);
+    let ended = served.await;
+    if let Some(limit) = ended.limit {
+        inbound.tally.hit(limit);
+    }
+    session.ended(ended.outcome);
 }
 
 /// Who calls on this connection.

@@ -32,7 +32,7 @@ where
     // What a request stands on is the connection to the peer, which sees to it.
     let nothing = Running::default();
     let service = |request| connection.clone().answer(request);
-    let outcome = serve::http(
+    let served = serve::http(
         stream,
         http2,
         outbound.settings.http,
@@ -41,7 +41,11 @@ where
         &nothing,
         service,
     );
-    session.ended(outcome.await);
+    let ended = served.await;
+    if let Some(limit) = ended.limit {
+        outbound.tally.hit(limit);
+    }
+    session.ended(ended.outcome);
 }
 
 impl Connection {

@@ -12,6 +12,7 @@ mod authorization;
 mod drain;
 mod federation;
 mod files;
+mod floods;
 mod http;
 mod identity;
 mod limits;

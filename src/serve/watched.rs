@@ -1,0 +1,365 @@
+//! Does whoever is served take and give what it should? A stream that ends when it does not.
+//!
+//! hyper and h2 bound what one frame or one head may cost. What they do not see is looked at here: HTTP/2
+//! frames that carry nothing, in any number; a preface that never comes; bytes that nobody takes.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::{Arc, OnceLock};
+use std::task::{Context, Poll};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::{Instant, Sleep, sleep};
+
+use super::Limits;
+use crate::limits::Limit;
+
+/// Which limit ended a connection, if one did.
+pub(super) type Reached = Arc<OnceLock<Limit>>;
+
+/// A stream under watch.
+pub(super) struct Watched<IO> {
+    io: IO,
+    limits: Limits,
+    /// There if HTTP/2 is spoken.
+    frames: Option<Frames>,
+    /// Runs until the preface of HTTP/2 is there.
+    silence: Option<Pin<Box<Sleep>>>,
+    /// Runs while the other side takes nothing of what is to be written.
+    stall: Option<Pin<Box<Sleep>>>,
+    reached: Reached,
+}
+
+impl<IO> Watched<IO> {
+    pub(super) fn new(io: IO, http2: bool, limits: Limits) -> (Self, Reached) {
+        let reached = Reached::default();
+        let watched = Self {
+            io,
+            limits,
+            frames: http2.then(|| Frames::new(Instant::now())),
+            silence: http2.then(|| Box::pin(sleep(limits.header_timeout))),
+            stall: None,
+            reached: reached.clone(),
+        };
+        (watched, reached)
+    }
+
+    fn end(&self, limit: Limit) -> io::Error {
+        // The first one is what ended it.
+        let _ = self.reached.set(limit);
+        io::ErrorKind::TimedOut.into()
+    }
+
+    /// What was written, or how long it has been waited for that.
+    fn wrote<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        written: Poll<io::Result<T>>,
+    ) -> Poll<io::Result<T>> {
+        if written.is_ready() {
+            self.stall = None;
+            return written;
+        }
+        let timeout = self.limits.stall_timeout;
+        let stall = self.stall.get_or_insert_with(|| Box::pin(sleep(timeout)));
+        match stall.as_mut().poll(cx) {
+            Poll::Ready(()) => Poll::Ready(Err(self.end(Limit::Unread))),
+            Poll::Pending => Poll::Pending,
+        }
+    }
+
+    fn earn(&mut self, written: &Poll<io::Result<usize>>) {
+        if let (Some(frames), Poll::Ready(Ok(bytes))) = (&mut self.frames, written) {
+            frames.earn(*bytes);
+        }
+    }
+}
+
+impl<IO: AsyncRead + Unpin> AsyncRead for Watched<IO> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        let before = buffer.filled().len();
+        let read = Pin::new(&mut this.io).poll_read(cx, buffer);
+        let Some(frames) = &mut this.frames else {
+            return read;
+        };
+        if let Poll::Ready(Ok(())) = read
+            && frames.read(&buffer.filled()[before..]).is_err()
+            && frames.rest(Instant::now()).is_err()
+        {
+            return Poll::Ready(Err(this.end(Limit::Frames)));
+        }
+        if frames.preface == 0 {
+            this.silence = None;
+        } else if let (Poll::Pending, Some(silence)) = (&read, &mut this.silence)
+            && silence.as_mut().poll(cx).is_ready()
+        {
+            return Poll::Ready(Err(this.end(Limit::HeaderTime)));
+        }
+        read
+    }
+}
+
+impl<IO: AsyncWrite + Unpin> AsyncWrite for Watched<IO> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.io).poll_write(cx, bytes);
+        self.earn(&written);
+        self.wrote(cx, written)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.io).poll_write_vectored(cx, bytes);
+        self.earn(&written);
+        self.wrote(cx, written)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let flushed = Pin::new(&mut self.io).poll_flush(cx);
+        self.wrote(cx, flushed)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let closed = Pin::new(&mut self.io).poll_shutdown(cx);
+        self.wrote(cx, closed)
+    }
+}
+
+/// The frames that come in on an HTTP/2 connection (RFC 9113 §4.1), as far as it must be known which of
+/// them carry something.
+///
+/// PING, SETTINGS, WINDOW_UPDATE, PRIORITY, RST_STREAM and empty DATA are part of every conversation, and
+/// cheap for whoever sends them without end. So each costs patience, which comes back with time and with
+/// what we have to say: whoever reads a large response rightly sends many WINDOW_UPDATEs.
+#[derive(Debug)]
+struct Frames {
+    /// Bytes of the preface that have not come yet.
+    preface: usize,
+    header: [u8; HEADER],
+    /// Bytes of `header` that are there.
+    filled: usize,
+    /// Bytes of the payload that have not come yet.
+    payload: usize,
+    patience: i64,
+    rested: Instant,
+}
+
+/// The other side's frames have used up our patience.
+#[derive(Debug, PartialEq, Eq)]
+struct TooMany;
+
+impl Frames {
+    fn new(now: Instant) -> Self {
+        Self {
+            preface: PREFACE,
+            header: [0; HEADER],
+            filled: 0,
+            payload: 0,
+            patience: MOST * FRAME,
+            rested: now,
+        }
+    }
+
+    fn read(&mut self, mut bytes: &[u8]) -> Result<(), TooMany> {
+        take(&mut bytes, &mut self.preface);
+        while !bytes.is_empty() {
+            take(&mut bytes, &mut self.payload);
+            let piece = bytes.len().min(HEADER - self.filled);
+            let (head, rest) = bytes.split_at(piece);
+            self.header[self.filled..self.filled + piece].copy_from_slice(head);
+            self.filled += piece;
+            bytes = rest;
+            if self.filled == HEADER {
+                self.filled = 0;
+                self.frame();
+            }
+        }
+        if self.patience < 0 {
+            return Err(TooMany);
+        }
+        Ok(())
+    }
+
+    fn frame(&mut self) {
+        let [high, middle, low, kind, flags, ..] = self.header;
+        self.payload = u32::from_be_bytes([0, high, middle, low]) as usize;
+        let carries = match kind {
+            DATA => self.payload > 0 || flags & END_STREAM != 0,
+            HEADERS => true,
+            _ => false,
+        };
+        if !carries {
+            self.patience -= FRAME;
+        }
+    }
+
+    /// We said something.
+    fn earn(&mut self, bytes: usize) {
+        let earned = i64::try_from(bytes).unwrap_or(i64::MAX);
+        self.patience = self.patience.saturating_add(earned).min(MOST * FRAME);
+    }
+
+    /// Adds what the time since the last rest gives back.
+    fn rest(&mut self, now: Instant) -> Result<(), TooMany> {
+        let milliseconds = now.duration_since(self.rested).as_millis();
+        let rested = i64::try_from(milliseconds).unwrap_or(i64::MAX);
+        self.rested = now;
+        self.patience = self
+            .patience
+            .saturating_add(rested.saturating_mul(EACH_MILLISECOND * FRAME))
+            .min(MOST * FRAME);
+        if self.patience < 0 {
+            return Err(TooMany);
+        }
+        Ok(())
+    }
+}
+
+/// Skips what `left` says of `bytes`.
+fn take(bytes: &mut &[u8], left: &mut usize) {
+    let skipped = bytes.len().min(*left);
+    *bytes = &bytes[skipped..];
+    *left -= skipped;
+}
+
+/// The length of the client's preface, `PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n`.
+const PREFACE: usize = 24;
+/// The length of a frame's header.
+const HEADER: usize = 9;
+const DATA: u8 = 0;
+const HEADERS: u8 = 1;
+const END_STREAM: u8 = 1;
+
+/// What a frame that carries nothing costs, in bytes of ours that make up for it.
+const FRAME: i64 = 64;
+/// Such frames at once.
+const MOST: i64 = 20_000;
+/// Such frames in each millisecond.
+const EACH_MILLISECOND: i64 = 2;
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
+
+    use super::*;
+
+    const LIMITS: Limits = Limits {
+        header_timeout: Duration::from_secs(60),
+        stall_timeout: Duration::from_secs(300),
+        header_bytes: 65536,
+        streams: 100,
+    };
+
+    fn frame(kind: u8, flags: u8, length: u8) -> Vec<u8> {
+        let mut frame = vec![0, 0, length, kind, flags, 0, 0, 0, 1];
+        frame.resize(HEADER + usize::from(length), 0xff);
+        frame
+    }
+
+    fn after_preface() -> Frames {
+        let mut frames = Frames::new(Instant::now());
+        frames.read(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").unwrap();
+        frames
+    }
+
+    fn cost(bytes: &[u8]) -> i64 {
+        let mut whole = after_preface();
+        whole.read(bytes).unwrap();
+        let mut split = after_preface();
+        for byte in bytes {
+            split.read(&[*byte]).unwrap();
+        }
+        assert_eq!(whole.patience, split.patience, "pieces matter");
+        MOST - whole.patience / FRAME
+    }
+
+    #[tokio::test]
+    async fn only_frames_that_carry_nothing_cost() {
+        for (name, kind, flags, length, costs) in [
+            ("DATA", DATA, 0, 1, 0),
+            ("the last DATA", DATA, END_STREAM, 0, 0),
+            ("empty DATA", DATA, 0, 0, 1),
+            ("HEADERS", HEADERS, 4, 20, 0),
+            ("PRIORITY", 2, 0, 5, 1),
+            ("RST_STREAM", 3, 0, 4, 1),
+            ("SETTINGS", 4, 0, 6, 1),
+            ("PING", 6, 0, 8, 1),
+            ("WINDOW_UPDATE", 8, 0, 4, 1),
+            ("CONTINUATION", 9, 0, 1, 1),
+            ("one that nobody knows", 99, 0, 3, 1),
+        ] {
+            assert_eq!(
+                cost(&frame(kind, flags, length).repeat(3)),
+                costs * 3,
+                "{name}"
+            );
+        }
+    }
+
+    #[tokio::test]
+    async fn patience_ends_and_comes_back_with_what_we_say_and_with_time() {
+        let pings = |number: i64| frame(6, 0, 8).repeat(usize::try_from(number).unwrap());
+        let mut frames = after_preface();
+        assert_eq!(frames.read(&pings(MOST)), Ok(()));
+        assert_eq!(frames.read(&pings(1)), Err(TooMany));
+        frames.earn(64 * 11);
+        assert_eq!(frames.read(&pings(10)), Ok(()));
+        assert_eq!(frames.read(&pings(2)), Err(TooMany));
+        assert_eq!(frames.rest(frames.rested), Err(TooMany));
+        let later = frames.rested + Duration::from_millis(5);
+        assert_eq!(frames.rest(later), Ok(()));
+        assert_eq!(frames.read(&pings(8)), Ok(()));
+        assert_eq!(frames.read(&pings(1)), Err(TooMany));
+        assert_eq!(frames.rest(later + Duration::from_secs(3600)), Ok(()));
+        assert_eq!(frames.patience, MOST * FRAME);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_preface_that_does_not_come_ends_the_connection() {
+        let (mut client, server) = duplex(64);
+        let (mut server, reached) = Watched::new(server, true, LIMITS);
+        client.write_all(b"PRI * HT").await.unwrap();
+        let mut buffer = [0; 64];
+        assert_eq!(server.read(&mut buffer).await.unwrap(), 8);
+        assert!(server.read(&mut buffer).await.is_err());
+        assert_eq!(reached.get(), Some(&Limit::HeaderTime));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn only_bytes_that_nobody_takes_end_the_connection() {
+        let (mut client, server) = duplex(4);
+        let (mut server, reached) = Watched::new(server, false, LIMITS);
+        let slow = async {
+            let mut taken = [0; 4];
+            for _ in 0..5 {
+                sleep(LIMITS.stall_timeout / 2).await;
+                client.read_exact(&mut taken).await.unwrap();
+            }
+        };
+        let (written, ()) = tokio::join!(server.write_all(&[0; 20]), slow);
+        written.unwrap();
+        assert_eq!(reached.get(), None);
+        // Nothing is to be written: silence is no stall.
+        sleep(LIMITS.stall_timeout * 2).await;
+        server.write_all(&[0; 4]).await.unwrap();
+        assert!(server.write_all(&[0; 4]).await.is_err());
+        assert_eq!(reached.get(), Some(&Limit::Unread));
+    }
+}
