@@ -26,6 +26,7 @@ use crate::identity::crl::{Crls, Revoking};
 use crate::identity::shown::Shown;
 use crate::inbound::{self, Inbound};
 use crate::lifecycle::{CUT_TAKES_AT_MOST, Lifecycle, Phase, Tasks};
+use crate::limits::Credit;
 use crate::listen::{self, Bound, Listener};
 use crate::live::{self, Change, Kept, Live, Source};
 use crate::outbound::{self, Outbound};
@@ -76,6 +77,7 @@ pub fn run(config: Config) -> anyhow::Result<ExitCode> {
     let lifecycle = Lifecycle::default();
     let endpoints = Arc::new(Live::<Endpoint>::default());
     let clock = Clock::default();
+    let credit = Credit::default();
     let open = Arc::new(AtomicUsize::new(0));
     let failed = Arc::new(AtomicBool::new(false));
     let workers = sockets.data.len();
@@ -103,6 +105,7 @@ pub fn run(config: Config) -> anyhow::Result<ExitCode> {
             fingerprints: fingerprints.clone(),
             lifecycle: lifecycle.clone(),
             clock: clock.clone(),
+            credit: credit.clone(),
             open: open.clone(),
             failed: failed.clone(),
             registry: registries.worker(),
@@ -413,6 +416,7 @@ struct Share {
     fingerprints: Arc<secrets::Key>,
     lifecycle: Lifecycle,
     clock: Clock,
+    credit: Credit,
     /// Counts the workers that accept connections.
     open: Arc<AtomicUsize>,
     /// Set when one of them cannot.
@@ -446,6 +450,7 @@ impl Share {
             lifecycle: self.lifecycle.clone(),
             tasks: tasks.clone(),
             roll,
+            credit: self.credit.clone(),
             metrics,
         });
         let mut close: Vec<Box<dyn Fn()>> = Vec::new();

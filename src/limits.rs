@@ -3,6 +3,7 @@
 //! Each [`Limit`] is enforced where the resource is held; here they are named, and counted in one family.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use prometheus::{IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
@@ -31,11 +32,13 @@ pub enum Limit {
     Frames,
     /// The other side took nothing of what was to be written for too long.
     Unread,
+    /// Little credit was left for what a new HTTP/2 connection may send before it is read.
+    Credit,
 }
 
 impl Limit {
     /// Every variant, to register metrics with.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Connections,
         Self::Descriptors,
         Self::Handshakes,
@@ -44,6 +47,7 @@ impl Limit {
         Self::HeaderBytes,
         Self::Frames,
         Self::Unread,
+        Self::Credit,
     ];
 
     /// The word in metrics. Part of the public surface: never rename one.
@@ -58,6 +62,7 @@ impl Limit {
             Self::HeaderBytes => "header_bytes",
             Self::Frames => "frames",
             Self::Unread => "unread",
+            Self::Credit => "credit",
         }
     }
 }
@@ -256,6 +261,64 @@ impl Drop for Handshake {
     }
 }
 
+/// What all HTTP/2 connections to this process may send, together, before it is read. What one of them has
+/// been promised cannot be taken back (RFC 9113 §6.9.2), so each new one gets a share of what is left: the
+/// first ones enough for many slow streams beside fast ones, the last of many what the protocol begins
+/// with. Clones share the same.
+#[derive(Clone, Debug, Default)]
+pub struct Credit(Arc<AtomicU32>);
+
+impl Credit {
+    /// A new connection's share.
+    #[must_use]
+    pub fn lend(&self) -> Lent {
+        let share = |lent: u32| (BUDGET.saturating_sub(lent) / SHARES).max(LEAST);
+        let (set, fetch) = (Ordering::Relaxed, Ordering::Relaxed);
+        let more = |lent: u32| Some(lent.saturating_add(share(lent)));
+        let before = self.0.fetch_update(set, fetch, more).unwrap_or_default();
+        Lent {
+            credit: self.clone(),
+            bytes: share(before),
+        }
+    }
+}
+
+/// One connection's share of the credit, given back when it is dropped.
+#[derive(Debug)]
+pub struct Lent {
+    credit: Credit,
+    bytes: u32,
+}
+
+impl Lent {
+    /// How many bytes.
+    #[must_use]
+    pub fn bytes(&self) -> u32 {
+        self.bytes
+    }
+
+    /// Whether a few streams that are not read could use all of it up.
+    #[must_use]
+    pub fn is_scarce(&self) -> bool {
+        self.bytes < SCARCE
+    }
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        self.credit.0.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
+/// All credit there is, in bytes.
+const BUDGET: u32 = 512 << 20;
+/// Each new connection gets one of so many shares of what is left.
+const SHARES: u32 = 16;
+/// The credit that every HTTP/2 connection begins with (RFC 9113 §6.9.2), in bytes.
+const LEAST: u32 = 65_535;
+/// Less than this is told: the credit of 16 streams, in bytes.
+const SCARCE: u32 = 4 << 20;
+
 /// How long whoever was turned away is asked to wait before asking again, in seconds (RFC 9110 §10.2.3).
 pub const RETRY_AFTER: u16 = 1;
 
@@ -301,6 +364,20 @@ mod tests {
         drop(first);
         let _third = requests.admit().unwrap();
         assert_eq!(requests.under_way.get(), 2);
+    }
+
+    #[test]
+    fn credit_shrinks_as_connections_come_is_never_overdrawn_and_comes_back() {
+        let credit = Credit::default();
+        let lent: Vec<_> = std::iter::repeat_with(|| credit.lend()).take(300).collect();
+        assert_eq!(lent[0].bytes(), 32 << 20);
+        assert!(lent.is_sorted_by(|one, next| one.bytes() >= next.bytes()));
+        assert!(!lent[0].is_scarce() && lent[299].is_scarce());
+        assert_eq!(lent[299].bytes(), LEAST);
+        let promised: u32 = lent.iter().map(|lent| lent.bytes() - LEAST).sum();
+        assert!(promised <= BUDGET, "{promised}");
+        drop(lent);
+        assert_eq!(credit.lend().bytes(), 32 << 20);
     }
 
     #[test]

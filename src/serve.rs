@@ -27,7 +27,7 @@ use crate::limits::Limit;
 use crate::listen;
 use crate::outcome::Outcome;
 use crate::session::Running;
-use crate::upstream::{CONNECTION_WINDOW, HEADER_BYTES, MAX_FRAME, PING_EVERY, STREAM_WINDOW};
+use crate::upstream::{HEADER_BYTES, MAX_FRAME, PING_EVERY, STREAM_WINDOW};
 
 /// Limits of one HTTP connection.
 #[derive(Clone, Copy, Debug)]
@@ -40,6 +40,8 @@ pub struct Limits {
     pub header_bytes: u32,
     /// HTTP/2 streams at once.
     pub streams: u32,
+    /// Bytes that may come on one HTTP/2 connection before they are read.
+    pub credit: u32,
 }
 
 impl Limits {
@@ -51,7 +53,14 @@ impl Limits {
             stall_timeout: settings.stall_timeout,
             header_bytes: HEADER_BYTES,
             streams: STREAMS,
+            credit: STREAM_WINDOW,
         }
+    }
+
+    /// The same for one connection, which may send `credit` bytes before they are read.
+    #[must_use]
+    pub fn with_credit(self, credit: u32) -> Self {
+        Self { credit, ..self }
     }
 }
 
@@ -86,7 +95,7 @@ where
             .keep_alive_interval(PING_EVERY * 4)
             .keep_alive_timeout(PING_EVERY)
             .initial_stream_window_size(STREAM_WINDOW)
-            .initial_connection_window_size(CONNECTION_WINDOW)
+            .initial_connection_window_size(limits.credit)
             .max_frame_size(MAX_FRAME)
             .max_concurrent_streams(limits.streams)
             .max_pending_accept_reset_streams(RESETS)
@@ -143,6 +152,7 @@ impl Ended {
             Limit::HeaderTime | Limit::Unread => Outcome::IdleTimeout,
             Limit::HeaderBytes => Outcome::BadRequest,
             Limit::Connections
+            | Limit::Credit
             | Limit::Descriptors
             | Limit::Handshakes
             | Limit::Requests

@@ -666,7 +666,7 @@ pub const STREAM_WINDOW: u32 = 256 * 1024;
 const STREAMS: u32 = 200;
 /// Credit for one HTTP/2 connection, in bytes: what all its streams may use up together. With less, a few
 /// whose readers stand still would hold up all others.
-pub const CONNECTION_WINDOW: u32 = STREAMS * STREAM_WINDOW;
+const CONNECTION_WINDOW: u32 = STREAMS * STREAM_WINDOW;
 /// The longest head of a request or a response that we take, in bytes.
 pub const HEADER_BYTES: u32 = 64 * 1024;
 /// The largest HTTP/2 frame we take, in bytes.

@@ -6,6 +6,7 @@ use prometheus::Registry;
 
 use crate::audit::{Audit, Direction};
 use crate::lifecycle::{Lifecycle, Tasks};
+use crate::limits::Credit;
 use crate::live::{Live, Snapshot};
 use crate::secrets::{self, Guard};
 use crate::session::{Roll, Standing};
@@ -27,6 +28,8 @@ pub struct Worker {
     pub tasks: Tasks,
     /// The worker's open sessions.
     pub roll: Roll,
+    /// Credit of HTTP/2 connections, that of all workers.
+    pub credit: Credit,
     /// The worker's share of the metrics.
     pub metrics: Metrics,
 }

@@ -11,6 +11,7 @@ use super::{App, AppProtocol, Connection, path};
 use crate::audit::Kind;
 use crate::exchange::{self, Exchange, Form, Reply, Upload};
 use crate::headers::{self, Identity};
+use crate::limits::Limit;
 use crate::outcome::Outcome;
 use crate::policy::Permit;
 use crate::serve;
@@ -38,6 +39,10 @@ where
         running: Arc::default(),
     });
     let session = inbound.meter.session(exchange::Kind::Http);
+    let credit = inbound.worker.credit.lend();
+    if credit.is_scarce() {
+        inbound.tally.hit(Limit::Credit);
+    }
     let granted = Granted::Each {
         policy: &inbound.policy,
         gate: &caller.connection.gate,
@@ -48,7 +53,7 @@ where
     let served = serve::http(
         stream,
         http2,
-        inbound.settings.http,
+        inbound.settings.http.with_credit(credit.bytes()),
         &inbound.worker.lifecycle,
         lost,
         &caller.running,

@@ -12,6 +12,7 @@ use crate::audit::Kind;
 use crate::exchange::{self, Exchange, Form, Reply, Upload};
 use crate::headers;
 use crate::identity::SpiffeId;
+use crate::limits::Limit;
 use crate::outcome::Outcome;
 use crate::serve;
 use crate::session::{Granted, Own, Running, Standing};
@@ -27,6 +28,10 @@ where
     let outbound = connection.outbound.clone();
     let connection = Arc::new(connection);
     let session = outbound.meter.session(exchange::Kind::Http);
+    let credit = outbound.worker.credit.lend();
+    if credit.is_scarce() {
+        outbound.tally.hit(Limit::Credit);
+    }
     // Our own application needs no proof to be served.
     let never = std::future::pending();
     // What a request stands on is the connection to the peer, which sees to it.
@@ -35,7 +40,7 @@ where
     let served = serve::http(
         stream,
         http2,
-        outbound.settings.http,
+        outbound.settings.http.with_credit(credit.bytes()),
         &outbound.worker.lifecycle,
         never,
         &nothing,

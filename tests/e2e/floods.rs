@@ -4,7 +4,9 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, Wr
 use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
 
-use crate::mesh::{Client, Http, Mesh, Options, SOON, Sidecar, Tls, eventually, raw, status_of};
+use crate::mesh::{
+    Client, Http, Mesh, Options, SOON, Sidecar, Tls, eventually, raw, request, status_of,
+};
 
 const DATA: u8 = 0;
 const HEADERS: u8 = 1;
@@ -307,6 +309,60 @@ async fn our_own_application_is_held_to_the_same() {
         .await;
     let mut other = Client::connect(mesh.entrance(), Http::Two).await;
     assert_eq!(other.get("/").await.unwrap().status, 200);
+}
+
+#[tokio::test]
+async fn many_connections_share_the_credit_for_what_is_not_read() {
+    let mesh = mesh("").await;
+    let first = credit_of_a_new_connection(&mesh).await;
+    assert_eq!(first.1, 32 << 20);
+    let mut all = vec![first];
+    for _ in 0..150 {
+        all.push(credit_of_a_new_connection(&mesh).await);
+    }
+    let promised: u32 = all.iter().map(|(_, credit)| credit - 65_535).sum();
+    assert!(promised <= 512 << 20, "{promised} bytes");
+    let limit = [("limit", "credit")];
+    let scarce = all.iter().filter(|(_, credit)| *credit < 4 << 20).count();
+    assert!(scarce > 0);
+    mesh.a
+        .counts("doorward_limits_hit_total", &limit, scarce as f64)
+        .await;
+    // Little credit is enough to be served.
+    let mut late = Client::connect(mesh.entrance(), Http::Two).await;
+    let mut upload = request("POST", "http://app.example/upload");
+    *upload.body_mut() = vec![0; 1 << 20].into();
+    assert_eq!(late.ask(upload).await.unwrap().json()["body"], 1 << 20);
+    drop((late, all));
+    eventually("credit comes back", async || {
+        (credit_of_a_new_connection(&mesh).await.1 == 32 << 20).then_some(())
+    })
+    .await;
+}
+
+/// Begins HTTP/2 at `a` and waits for how much it may send: the WINDOW_UPDATE of the connection says so.
+async fn credit_of_a_new_connection(mesh: &Mesh) -> (impl Sized, u32) {
+    let (mut from, mut to) = begin(TcpStream::connect(mesh.entrance()).await.unwrap()).await;
+    let mut credit = 65_535;
+    let reading = async {
+        loop {
+            match read_frame(&mut from).await.unwrap() {
+                (WINDOW_UPDATE, _, 0, more) => {
+                    credit += u32::from_be_bytes(more.try_into().unwrap());
+                    return;
+                }
+                (SETTINGS, 1, ..) => {
+                    let ping = frame(PING, 0, 0, &[7; 8]);
+                    to.write_all(&ping).await.unwrap();
+                }
+                // Nothing was added, if this is answered first.
+                (PING, 1, ..) => return,
+                _ => {}
+            }
+        }
+    };
+    tokio::time::timeout(SOON, reading).await.unwrap();
+    ((from, to), credit)
 }
 
 /// A mesh whose `b` has one worker, so that whoever asks meets the attacker there.
