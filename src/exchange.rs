@@ -27,7 +27,7 @@ use prometheus::{
 
 use crate::audit::{Direction, Record};
 use crate::headers::{self, PROXY_STATUS};
-use crate::limits::{Admitted, RETRY_AFTER, Requests};
+use crate::limits::{Admitted, Limit, RETRY_AFTER, Requests, Stall};
 use crate::outcome::Outcome;
 use crate::relay::{self, Passed};
 use crate::secrets::{Action, Carried};
@@ -414,13 +414,31 @@ fn broken_by_caller(error: &hyper::Error) -> Outcome {
 }
 
 /// A request's body on its way to the other side.
-pub struct Upload(Option<(Incoming, Arc<Exchange>)>);
+pub struct Upload(Option<Sending>);
+
+struct Sending {
+    body: Incoming,
+    exchange: Arc<Exchange>,
+    /// Where the length is known: who does not say how much there is may well pause.
+    stall: Option<Stall>,
+}
 
 impl Upload {
     /// Passes `body` on, counted in `exchange`.
     #[must_use]
     pub fn new(body: Incoming, exchange: Arc<Exchange>) -> Self {
-        Self((!body.is_end_stream()).then_some((body, exchange)))
+        if body.is_end_stream() {
+            return Self(None);
+        }
+        let admitted = exchange.admitted.get();
+        let stall = admitted
+            .filter(|_| body.size_hint().exact().is_some())
+            .map(Admitted::stall);
+        Self(Some(Sending {
+            body,
+            exchange,
+            stall,
+        }))
     }
 
     /// No body.
@@ -438,13 +456,26 @@ impl Body for Upload {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BrokenOff>>> {
-        let Some((body, exchange)) = &mut self.0 else {
+        let Some(Sending {
+            body,
+            exchange,
+            stall,
+        }) = &mut self.0
+        else {
             return Poll::Ready(None);
         };
         if let Some(broken_off) = exchange.broken_off() {
             return Poll::Ready(Some(Err(broken_off)));
         }
         let Poll::Ready(mut frame) = Pin::new(body).poll_frame(cx) else {
+            let received = exchange.received.load(Ordering::Relaxed);
+            if let (Some(stall), Some(admitted)) = (stall, exchange.admitted.get())
+                && stall.poll(cx, received).is_ready()
+            {
+                admitted.hit(Limit::Unsent);
+                exchange.revoke(Outcome::IdleTimeout);
+                return Poll::Ready(exchange.broken_off().map(Err));
+            }
             ready!(exchange.poll_revoked(Flow::Request, cx));
             return Poll::Ready(exchange.broken_off().map(Err));
         };
@@ -466,13 +497,16 @@ impl Body for Upload {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.0.as_ref().is_none_or(|(body, _)| body.is_end_stream())
+        self.0
+            .as_ref()
+            .is_none_or(|sending| sending.body.is_end_stream())
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.0
-            .as_ref()
-            .map_or_else(|| SizeHint::with_exact(0), |(body, _)| body.size_hint())
+        self.0.as_ref().map_or_else(
+            || SizeHint::with_exact(0),
+            |sending| sending.body.size_hint(),
+        )
     }
 }
 

@@ -176,7 +176,10 @@ impl Inbound {
                 &settings.standing_secrets,
                 &settings.service,
             ),
-            requests: tally.requests(settings.listener.max_requests),
+            requests: tally.requests(
+                settings.listener.max_requests,
+                settings.listener.stall_timeout,
+            ),
             handshakes: tally.handshakes(settings.max_handshakes),
             tally,
             settings,

@@ -3,11 +3,15 @@
 //! Each [`Limit`] is enforced where the resource is held; here they are named, and counted in one family.
 
 use std::collections::BTreeMap;
+use std::pin::Pin;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Duration;
 
 use prometheus::{IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
 use tokio::sync::oneshot;
+use tokio::time::{Instant, Sleep, sleep};
 
 use crate::outcome::Outcome;
 
@@ -32,13 +36,15 @@ pub enum Limit {
     Frames,
     /// The other side took nothing of what was to be written for too long.
     Unread,
+    /// A request's body of known length stood still for too long.
+    Unsent,
     /// Little credit was left for what a new HTTP/2 connection may send before it is read.
     Credit,
 }
 
 impl Limit {
     /// Every variant, to register metrics with.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Connections,
         Self::Descriptors,
         Self::Handshakes,
@@ -47,6 +53,7 @@ impl Limit {
         Self::HeaderBytes,
         Self::Frames,
         Self::Unread,
+        Self::Unsent,
         Self::Credit,
     ];
 
@@ -62,6 +69,7 @@ impl Limit {
             Self::HeaderBytes => "header_bytes",
             Self::Frames => "frames",
             Self::Unread => "unread",
+            Self::Unsent => "unsent",
             Self::Credit => "credit",
         }
     }
@@ -139,13 +147,14 @@ impl Tally {
         families.hit.with_label_values(&labels).inc();
     }
 
-    /// Lets at most `most` requests in at once.
+    /// Lets at most `most` requests in at once. The body of one may stand still for `stall_timeout`.
     #[must_use]
-    pub fn requests(&self, most: usize) -> Arc<Requests> {
+    pub fn requests(&self, most: usize, stall_timeout: Duration) -> Arc<Requests> {
         let labels = [self.0.direction, &*self.0.service];
         Arc::new(Requests {
             most: i64::try_from(most).unwrap_or(i64::MAX),
             under_way: self.0.families.requests.with_label_values(&labels),
+            stall_timeout,
             tally: self.clone(),
         })
     }
@@ -167,6 +176,7 @@ pub struct Requests {
     most: i64,
     /// Of this worker alone, so that it serves as the count itself.
     under_way: IntGauge,
+    stall_timeout: Duration,
     tally: Tally,
 }
 
@@ -189,9 +199,64 @@ impl Requests {
 #[derive(Debug)]
 pub struct Admitted(Arc<Requests>);
 
+impl Admitted {
+    /// Watches over the progress of its body.
+    #[must_use]
+    pub fn stall(&self) -> Stall {
+        Stall::new(self.0.stall_timeout)
+    }
+
+    /// Counts that it reached `limit`.
+    pub fn hit(&self, limit: Limit) {
+        self.0.tally.hit(limit);
+    }
+}
+
 impl Drop for Admitted {
     fn drop(&mut self) {
         self.0.under_way.dec();
+    }
+}
+
+/// Ends our patience with somebody who is waited for and makes no progress.
+#[derive(Debug)]
+pub struct Stall {
+    timeout: Duration,
+    timer: Option<Pin<Box<Sleep>>>,
+    seen: u64,
+}
+
+impl Stall {
+    /// Nobody is waited for yet.
+    #[must_use]
+    pub fn new(timeout: Duration) -> Self {
+        Self {
+            timeout,
+            timer: None,
+            seen: 0,
+        }
+    }
+
+    /// To be called while somebody is waited for. Completes when `progress` has stayed the same for the
+    /// timeout, or a little longer: the timer is looked at when it fires, not moved with every byte.
+    pub fn poll(&mut self, cx: &mut Context<'_>, progress: u64) -> Poll<()> {
+        let timer = self.timer.get_or_insert_with(|| {
+            self.seen = progress;
+            Box::pin(sleep(self.timeout))
+        });
+        while timer.as_mut().poll(cx).is_ready() {
+            if progress == self.seen {
+                return Poll::Ready(());
+            }
+            self.seen = progress;
+            timer.as_mut().reset(Instant::now() + self.timeout);
+        }
+        Poll::Pending
+    }
+
+    /// Nobody is waited for.
+    pub fn rest(&mut self) {
+        self.timer = None;
     }
 }
 
@@ -356,7 +421,7 @@ mod tests {
     #[test]
     fn as_many_requests_are_let_in_as_may_be_and_each_that_ends_makes_room() {
         let (_, tally) = tally();
-        let requests = tally.requests(2);
+        let requests = tally.requests(2, Duration::from_secs(60));
         let first = requests.admit().unwrap();
         let _second = requests.admit().unwrap();
         assert_eq!(requests.admit().unwrap_err(), Outcome::Overloaded);
@@ -378,6 +443,27 @@ mod tests {
         assert!(promised <= BUDGET, "{promised}");
         drop(lent);
         assert_eq!(credit.lend().bytes(), 32 << 20);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn only_who_is_waited_for_and_makes_no_progress_stalls() {
+        let minute = Duration::from_secs(60);
+        let mut stall = Stall::new(minute);
+        let mut stalled = |progress| {
+            let mut cx = Context::from_waker(std::task::Waker::noop());
+            stall.poll(&mut cx, progress).is_ready()
+        };
+        assert!(!stalled(1));
+        tokio::time::advance(minute * 2).await;
+        // It was not waited for in the meantime: the timer begins anew.
+        assert!(!stalled(2));
+        tokio::time::advance(minute / 2).await;
+        assert!(!stalled(2));
+        tokio::time::advance(minute).await;
+        assert!(stalled(2));
+        stall.rest();
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        assert!(stall.poll(&mut cx, 2).is_pending());
     }
 
     #[test]

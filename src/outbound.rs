@@ -177,7 +177,10 @@ impl Outbound {
             peers: Pool::new(route, upstream::Settings::default(), worker.tasks.clone()),
             meter: worker.metrics.exchange.of(Direction::Outbound, &service),
             secrets: worker.guard(Direction::Outbound, &settings.standing_secrets, &service),
-            requests: tally.requests(settings.listener.max_requests),
+            requests: tally.requests(
+                settings.listener.max_requests,
+                settings.listener.stall_timeout,
+            ),
             tally,
             service,
             settings,

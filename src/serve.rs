@@ -1,5 +1,6 @@
 //! How is one HTTP connection served, from its first request to its goodbye?
 
+mod streams;
 mod watched;
 
 use std::convert::Infallible;
@@ -17,13 +18,14 @@ use http_body::Body;
 use hyper::body::{Bytes, Incoming};
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 
+use self::streams::Streams;
 use self::watched::Watched;
 use crate::exchange::BrokenOff;
 use crate::lifecycle::{Lifecycle, Phase};
-use crate::limits::Limit;
+use crate::limits::{Lent, Limit, Tally};
 use crate::listen;
 use crate::outcome::Outcome;
 use crate::session::Running;
@@ -40,8 +42,6 @@ pub struct Limits {
     pub header_bytes: u32,
     /// HTTP/2 streams at once.
     pub streams: u32,
-    /// Bytes that may come on one HTTP/2 connection before they are read.
-    pub credit: u32,
 }
 
 impl Limits {
@@ -53,15 +53,26 @@ impl Limits {
             stall_timeout: settings.stall_timeout,
             header_bytes: HEADER_BYTES,
             streams: STREAMS,
-            credit: STREAM_WINDOW,
         }
     }
 
-    /// The same for one connection, which may send `credit` bytes before they are read.
+    /// The same for one connection with the credit that it was lent. What it reaches is counted in `tally`.
     #[must_use]
-    pub fn with_credit(self, credit: u32) -> Self {
-        Self { credit, ..self }
+    pub fn bounds<'a>(&self, credit: &'a Lent, tally: &'a Tally) -> Bounds<'a> {
+        Bounds {
+            limits: *self,
+            credit,
+            tally,
+        }
     }
+}
+
+/// What one connection may make us hold.
+#[derive(Clone, Copy, Debug)]
+pub struct Bounds<'a> {
+    limits: Limits,
+    credit: &'a Lent,
+    tally: &'a Tally,
 }
 
 /// Serves requests on `io` until the other side is done. When `lost` completes, requests under way may
@@ -71,31 +82,34 @@ impl Limits {
 pub async fn http<IO, S, F, B>(
     io: IO,
     http2: bool,
-    limits: Limits,
+    bounds: Bounds<'_>,
     lifecycle: &Lifecycle,
     lost: impl Future<Output = Outcome> + Send,
     running: &Running,
     service: S,
-) -> Ended
+) -> Outcome
 where
     IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     S: Fn(Request<Incoming>) -> F,
     F: Future<Output = Response<B>> + Send + 'static,
-    B: Body<Data = Bytes, Error = BrokenOff> + Send + 'static,
+    B: Body<Data = Bytes, Error = BrokenOff> + Unpin + Send + 'static,
 {
+    let limits = bounds.limits;
     let (io, reached) = Watched::new(io, http2, limits);
     let io = TokioIo::new(io);
     let ended = if http2 {
+        let streams = Streams::new(limits.stall_timeout, bounds.tally);
         let service = service_fn(|request| {
+            let taking = streams.begin();
             let response = service(request);
-            async move { Ok::<_, Infallible>(response.await) }
+            async move { Ok::<_, Infallible>(response.await.map(|body| taking.of(body))) }
         });
-        let connection = http2::Builder::new(TokioExecutor::new())
+        let connection = http2::Builder::new(streams.clone())
             .timer(TokioTimer::new())
             .keep_alive_interval(PING_EVERY * 4)
             .keep_alive_timeout(PING_EVERY)
             .initial_stream_window_size(STREAM_WINDOW)
-            .initial_connection_window_size(limits.credit)
+            .initial_connection_window_size(bounds.credit.bytes())
             .max_frame_size(MAX_FRAME)
             .max_concurrent_streams(limits.streams)
             .max_pending_accept_reset_streams(RESETS)
@@ -131,25 +145,24 @@ where
             .with_upgrades();
         drive(std::pin::pin!(connection), LINGER, lifecycle, lost, running).await
     };
-    match reached.get() {
-        Some(limit) => Ended::at(*limit),
-        None => ended,
+    let ended = reached.get().map_or(ended, |limit| Ended::at(*limit));
+    if let Some(limit) = ended.limit {
+        bounds.tally.hit(limit);
     }
+    ended.outcome
 }
 
 /// How a connection ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Ended {
-    /// In the word for metrics.
-    pub outcome: Outcome,
+struct Ended {
+    outcome: Outcome,
     /// The limit that ended it, if one did.
-    pub limit: Option<Limit>,
+    limit: Option<Limit>,
 }
 
 impl Ended {
     fn at(limit: Limit) -> Self {
         let outcome = match limit {
-            Limit::HeaderTime | Limit::Unread => Outcome::IdleTimeout,
+            Limit::HeaderTime | Limit::Unread | Limit::Unsent => Outcome::IdleTimeout,
             Limit::HeaderBytes => Outcome::BadRequest,
             Limit::Connections
             | Limit::Credit
@@ -192,7 +205,7 @@ where
     }
 }
 
-impl<IO, S, B> Goodbye for http2::Connection<IO, S, TokioExecutor>
+impl<IO, S, B> Goodbye for http2::Connection<IO, S, Streams>
 where
     S: hyper::service::HttpService<Incoming, ResBody = B>,
     S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,

@@ -50,20 +50,16 @@ where
     };
     let lost = caller.connection.standing.lost(Own::InForce, granted);
     let service = |request| caller.clone().answer(request);
-    let served = serve::http(
+    let outcome = serve::http(
         stream,
         http2,
-        inbound.settings.http.with_credit(credit.bytes()),
+        inbound.settings.http.bounds(&credit, &inbound.tally),
         &inbound.worker.lifecycle,
         lost,
         &caller.running,
         service,
     );
-    let ended = served.await;
-    if let Some(limit) = ended.limit {
-        inbound.tally.hit(limit);
-    }
-    session.ended(ended.outcome);
+    session.ended(outcome.await);
 }
 
 /// Who calls on this connection.

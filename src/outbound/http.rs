@@ -37,20 +37,16 @@ where
     // What a request stands on is the connection to the peer, which sees to it.
     let nothing = Running::default();
     let service = |request| connection.clone().answer(request);
-    let served = serve::http(
+    let outcome = serve::http(
         stream,
         http2,
-        outbound.settings.http.with_credit(credit.bytes()),
+        outbound.settings.http.bounds(&credit, &outbound.tally),
         &outbound.worker.lifecycle,
         never,
         &nothing,
         service,
     );
-    let ended = served.await;
-    if let Some(limit) = ended.limit {
-        outbound.tally.hit(limit);
-    }
-    session.ended(ended.outcome);
+    session.ended(outcome.await);
 }
 
 impl Connection {

@@ -265,7 +265,6 @@ mod tests {
         stall_timeout: Duration::from_secs(300),
         header_bytes: 65536,
         streams: 100,
-        credit: 65535,
     };
 
     fn frame(kind: u8, flags: u8, length: u8) -> Vec<u8> {

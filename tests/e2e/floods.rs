@@ -246,9 +246,9 @@ async fn answers_that_nobody_reads_are_given_up() {
         ));
     }
     to.write_all(&bytes).await.unwrap();
-    let limit = [("limit", "unread")];
+    let ended = [("kind", "http"), ("outcome", "idle_timeout")];
     mesh.b
-        .counts("doorward_limits_hit_total", &limit, 1.0)
+        .counts("doorward_sessions_ended_total", &ended, 1.0)
         .await;
     let tls = Tls::new(Some(&svid), &["http/1.1"]);
     let mut unread = tls.connect(mesh.gate()).await.unwrap();
@@ -257,11 +257,73 @@ async fn answers_that_nobody_reads_are_given_up() {
         .await
         .unwrap();
     mesh.b
-        .counts("doorward_limits_hit_total", &limit, 2.0)
+        .counts("doorward_sessions_ended_total", &ended, 2.0)
         .await;
+    let metrics = mesh.b.metrics().await;
+    // Each connection, and the streams that were reset before.
+    assert!(metrics.sum("doorward_limits_hit_total", &[("limit", "unread")]) >= 2.0);
     mesh.b.counts("doorward_requests_in_flight", &[], 0.0).await;
     let grown = resident(&mesh.b).saturating_sub(before);
     assert!(grown < MAY_GROW, "grew by {} KiB", grown / 1024);
+}
+
+#[tokio::test]
+async fn a_response_without_credit_is_reset_and_the_others_on_its_connection_go_on() {
+    let mesh = mesh("stall_timeout: 500ms").await;
+    let svid = mesh.issuer.ca().svid("a");
+    let tls = Tls::new(Some(&svid), &["h2"]);
+    let (mut from, mut to) = begin(tls.connect(mesh.gate()).await.unwrap()).await;
+    // The connection has credit enough; the first stream gets none but what it begins with.
+    let whole = END_HEADERS | END_STREAM;
+    let mut bytes = frame(WINDOW_UPDATE, 0, 0, &[0, 0x10, 0, 0]);
+    bytes.extend(frame(HEADERS, whole, 1, &ask("/bytes/1000000")));
+    to.write_all(&bytes).await.unwrap();
+    let mut got = 0;
+    let reset = async {
+        loop {
+            match read_frame(&mut from).await.expect("the connection goes on") {
+                (RST_STREAM, _, 1, _) => return,
+                (DATA, _, 1, payload) => got += payload.len(),
+                _ => {}
+            }
+        }
+    };
+    tokio::time::timeout(SOON, reset).await.unwrap();
+    assert_eq!(got, 65_535);
+    let limit = [("limit", "unread")];
+    mesh.b
+        .counts("doorward_limits_hit_total", &limit, 1.0)
+        .await;
+    mesh.b.counts("doorward_requests_in_flight", &[], 0.0).await;
+
+    // A response that pauses is none that nobody takes.
+    let paused = frame(HEADERS, whole, 3, &ask("/stream?n=2&ms=1500"));
+    to.write_all(&paused).await.unwrap();
+    let ended = async {
+        loop {
+            match read_frame(&mut from).await.expect("the connection goes on") {
+                (RST_STREAM, _, 3, _) => return false,
+                (DATA | HEADERS, flags, 3, _) if flags & END_STREAM != 0 => return true,
+                _ => {}
+            }
+        }
+    };
+    assert!(tokio::time::timeout(SOON, ended).await.unwrap());
+}
+
+#[tokio::test]
+async fn a_body_that_stands_still_is_given_up() {
+    let mesh = mesh("stall_timeout: 500ms").await;
+    let svid = mesh.issuer.ca().svid("a");
+    let tls = Tls::new(Some(&svid), &["http/1.1"]);
+    let mut slow = tls.connect(mesh.gate()).await.unwrap();
+    let begun = "POST /upload HTTP/1.1\r\nhost: app.example\r\ncontent-length: 100\r\n\r\nbegun";
+    assert_eq!(status_of(&raw(&mut slow, begun.as_bytes()).await), 408);
+    let limit = [("limit", "unsent")];
+    mesh.b
+        .counts("doorward_limits_hit_total", &limit, 1.0)
+        .await;
+    mesh.b.counts("doorward_requests_in_flight", &[], 0.0).await;
 }
 
 #[tokio::test]

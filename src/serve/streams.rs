@@ -1,0 +1,127 @@
+//! Is an HTTP/2 response taken by whoever asked for it? One that is not is reset, and the others go on.
+//!
+//! hyper waits for credit without asking anybody else, for as long as the other side gives none. So its
+//! futures run under watch here, and bodies tell when they are the ones who wait.
+
+use std::future::{Future, poll_fn};
+use std::pin::{Pin, pin};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use http_body::{Body, Frame, SizeHint};
+use hyper::rt::Executor;
+
+use crate::limits::{Limit, Stall, Tally};
+
+/// Runs the streams of one connection.
+#[derive(Clone, Debug)]
+pub(super) struct Streams {
+    timeout: Duration,
+    tally: Tally,
+    /// Of the stream that has begun and is not running yet: hyper runs each right after it asked for it.
+    begun: Arc<Mutex<Option<Arc<Progress>>>>,
+}
+
+/// How far a response is.
+#[derive(Debug, Default)]
+struct Progress {
+    /// The last that was done was to give something to be sent.
+    given: AtomicBool,
+    /// How often.
+    times: AtomicU64,
+}
+
+impl Streams {
+    pub(super) fn new(timeout: Duration, tally: &Tally) -> Self {
+        Self {
+            timeout,
+            tally: tally.clone(),
+            begun: Arc::default(),
+        }
+    }
+
+    /// A request has come.
+    pub(super) fn begin(&self) -> Taking {
+        let progress = Arc::<Progress>::default();
+        *self.begun.lock().unwrap_or_else(PoisonError::into_inner) = Some(progress.clone());
+        Taking(progress)
+    }
+}
+
+impl<F> Executor<F> for Streams
+where
+    F: Future + Send + 'static,
+    F::Output: Send,
+{
+    fn execute(&self, stream: F) {
+        let mut begun = self.begun.lock().unwrap_or_else(PoisonError::into_inner);
+        let progress = begun.take().unwrap_or_default();
+        let mut stall = Stall::new(self.timeout);
+        let tally = self.tally.clone();
+        tokio::spawn(async move {
+            let mut stream = pin!(stream);
+            // Dropping the stream resets it.
+            poll_fn(|cx| {
+                if stream.as_mut().poll(cx).is_ready() {
+                    return Poll::Ready(());
+                }
+                if !progress.given.load(Ordering::Relaxed) {
+                    stall.rest();
+                    return Poll::Pending;
+                }
+                let times = progress.times.load(Ordering::Relaxed);
+                stall.poll(cx, times).map(|()| tally.hit(Limit::Unread))
+            })
+            .await;
+        });
+    }
+}
+
+/// What is to be told of one response.
+#[derive(Debug)]
+pub(super) struct Taking(Arc<Progress>);
+
+impl Taking {
+    /// A body that tells.
+    pub(super) fn of<B>(self, body: B) -> Told<B> {
+        Told {
+            body,
+            progress: self.0,
+        }
+    }
+}
+
+/// A body that tells who waits for whom.
+#[derive(Debug)]
+pub(super) struct Told<B> {
+    body: B,
+    progress: Arc<Progress>,
+}
+
+impl<B: Body + Unpin> Body for Told<B> {
+    type Data = B::Data;
+    type Error = B::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
+        let frame = Pin::new(&mut self.body).poll_frame(cx);
+        let given = frame.is_ready();
+        self.progress.given.store(given, Ordering::Relaxed);
+        if given {
+            self.progress.times.fetch_add(1, Ordering::Relaxed);
+        }
+        frame
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
