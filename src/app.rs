@@ -21,6 +21,7 @@ use crate::app::revocation::Revocation;
 use crate::audit::Audit;
 use crate::config::Config;
 use crate::descriptors;
+use crate::discovery::{self, Directory};
 use crate::federation::{self, Federation};
 use crate::identity::crl::{Crls, Revoking};
 use crate::identity::shown::Shown;
@@ -54,6 +55,9 @@ pub fn run(config: Config) -> anyhow::Result<ExitCode> {
     let longest = config.identity.max_peer_lifetime;
     let federation =
         Federation::open(&config.federation, longest, &federation).context("cannot federate")?;
+    let names = discovery::Metrics::register(registries.process())?;
+    let hosts = config.outbound.iter().map(|settings| settings.to.host());
+    let directory = Arc::new(Directory::new(hosts));
     let fingerprints = Arc::new(match &config.audit.fingerprint_key {
         Some(path) => secrets::Key::open(path),
         None => secrets::Key::generate(),
@@ -100,6 +104,7 @@ pub fn run(config: Config) -> anyhow::Result<ExitCode> {
     let jobs = sockets.data.into_iter().map(|bound| {
         let share = Share {
             identity: endpoints.clone(),
+            directory: directory.clone(),
             policy: decides.clone(),
             audit: audit.worker(),
             fingerprints: fingerprints.clone(),
@@ -134,6 +139,7 @@ pub fn run(config: Config) -> anyhow::Result<ExitCode> {
             endpoints,
             status,
         ));
+        directory.keep(config.dns, &names);
         tokio::spawn(clock.keep());
         if let Some(loaded) = policy {
             tokio::spawn(loaded.keep());
@@ -411,6 +417,7 @@ fn health(
 /// One worker's share of the process.
 struct Share {
     identity: Arc<Live<Endpoint>>,
+    directory: Arc<Directory>,
     policy: Option<Arc<Policy>>,
     audit: Audit,
     fingerprints: Arc<secrets::Key>,
@@ -445,6 +452,7 @@ impl Share {
         };
         let worker = Arc::new(Worker {
             identity: self.identity.clone(),
+            directory: self.directory.clone(),
             audit: self.audit.clone(),
             fingerprints: self.fingerprints.clone(),
             lifecycle: self.lifecycle.clone(),

@@ -9,7 +9,9 @@ use std::time::Duration;
 
 use crate::document::{Document, Mistakes, Node};
 use crate::listen::Address;
-use crate::{admin, audit, federation, identity, inbound, outbound, policy, sandbox, telemetry};
+use crate::{
+    admin, audit, discovery, federation, identity, inbound, outbound, policy, sandbox, telemetry,
+};
 
 /// What one sidecar does.
 #[derive(Clone, Debug)]
@@ -22,6 +24,8 @@ pub struct Config {
     pub inbound: Vec<inbound::Settings>,
     /// Listeners for our application.
     pub outbound: Vec<outbound::Settings>,
+    /// Whom to ask where peers are.
+    pub dns: discovery::Settings,
     /// What decides inbound requests. There whenever there are inbound listeners.
     pub policy: Option<policy::Settings>,
     /// Where records go.
@@ -72,6 +76,9 @@ impl Config {
                 Some(settings)
             })
         });
+        let dns = section.or("dns", discovery::Settings::default(), |node| {
+            discovery::Settings::read(&node)
+        });
         let policy = section.optional("policy", |node| policy::Settings::read(node));
         let environment = section.optional("environment", |node| {
             policy::Settings::read_environment(node)
@@ -114,6 +121,7 @@ impl Config {
             federation: federation?,
             inbound,
             outbound,
+            dns: dns?,
             policy,
             audit: audit?,
             admin: admin?,
@@ -275,6 +283,10 @@ mod tests {
             (
                 format!("{IDENTITY}{outbound}log: {{ format: xml }}"),
                 "3: log.format: `xml` is not known here",
+            ),
+            (
+                format!("{IDENTITY}{outbound}dns: {{ servers: [ns.example.org] }}"),
+                "3: dns.servers[0]: `ns.example.org` is not an IP address",
             ),
             (
                 format!("{IDENTITY}{outbound}policy: {{ directory: /p }}"),

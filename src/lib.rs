@@ -11,7 +11,7 @@
 //! | 5 composition | [`cli`], [`config`], [`app`], [`runtime`], [`admin`], [`suggest`] |
 //! | 4 data path | [`inbound`], [`outbound`], which never import each other |
 //! | 3 what both share | [`descriptors`], [`listen`], [`worker`], [`serve`], [`session`], [`exchange`], [`upstream`], [`upgrade`], [`relay`], [`headers`], [`target`] |
-//! | 2 capabilities | [`tls`], [`federation`], [`policy`], [`secrets`], [`audit`], [`issuer`], [`sandbox`], [`web`], [`report`] |
+//! | 2 capabilities | [`tls`], [`discovery`], [`federation`], [`policy`], [`secrets`], [`audit`], [`issuer`], [`sandbox`], [`web`], [`report`] |
 //! | 1 vocabulary | [`identity`], [`live`], [`outcome`], [`limits`], [`lifecycle`], [`telemetry`], [`document`], [`watch`] |
 //!
 //! # In which order to read
@@ -20,7 +20,8 @@
 //! 2. [`app`]: what is built from what; start and stop.
 //! 3. [`listen`], [`inbound`], `inbound/http`: a connection, then a request, as a sentence.
 //! 4. [`tls`] and [`policy`]: the two proofs on the way, `Secured` and [`policy::Permit`].
-//! 5. [`outbound`], `outbound/http`, [`upstream`]: the other side, and the connections it keeps.
+//! 5. [`outbound`], `outbound/http`, `outbound/peers`, [`discovery`], [`upstream`]: the other side, where it
+//!    is, and the connections it keeps.
 //! 6. [`exchange`], [`serve`], [`session`], [`upgrade`], [`relay`]: what passes, and how it ends.
 //! 7. [`audit`], [`outcome`], [`admin`]: what operators are told.
 //! 8. [`document`], [`config`]: how every mistake is shown in its place.
@@ -44,7 +45,7 @@
 //!  headers  what it must not claim goes off                 policy     Gate::authorize ─┴─▶ 403
 //!      ▼                                                                                ▲
 //!  upstream kept connection, or:                            inbound    which path? ambiguous ─▶ 400
-//!      ├─ resolve, connect                                  session    does the proof still hold?
+//!      ├─ choose an address, connect                        session    does the proof still hold?
 //!      └─ tls::Connector: is it who it should be?           audit      open the record
 //!      │                                                                                ▲ each request
 //!      ▼                                                                                │
@@ -62,10 +63,10 @@
 //!
 //! | thread | runs |
 //! |---|---|
-//! | main: the control thread | identity, federation, policy, signals, the admin and metrics listeners |
+//! | main: the control thread | identity, federation, policy, names, signals, the admin and metrics listeners |
 //! | `worker-0` … | a `current_thread` runtime each: its own listening sockets, connections, pools and counters |
 //! | the audit writer | takes finished records from each worker's queue and writes them |
-//! | blocking pool | loading a changed policy; resolving names |
+//! | blocking pool | loading a changed policy |
 //!
 //! | socket | speaks | who connects |
 //! |---|---|---|
@@ -73,6 +74,7 @@
 //! | `inbound[].app` | plain | we connect to the application |
 //! | `outbound[].listen` | plain | the application |
 //! | `outbound[].to` | mutual TLS | we connect to a peer |
+//! | `dns.servers`, or those of `/etc/resolv.conf` | DNS, over UDP and TCP | we ask for addresses |
 //! | `identity.workload_api` | gRPC on a Unix socket | we connect to SPIRE or [`issuer`] |
 //! | `federation[].url` | HTTPS | we connect to another trust domain's bundle endpoint |
 //! | `metrics.listen` | HTTP | Prometheus, probes |
@@ -106,6 +108,7 @@ pub mod audit;
 pub mod cli;
 pub mod config;
 pub mod descriptors;
+pub mod discovery;
 pub mod document;
 pub mod exchange;
 pub mod federation;

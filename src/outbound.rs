@@ -1,9 +1,10 @@
 //! Application to peer: route, connect as ourselves, check who answers, relay.
 
+pub mod balance;
 mod http;
+mod peers;
 
 use std::fmt;
-use std::io;
 use std::net::{Ipv6Addr, SocketAddr};
 use std::str::FromStr;
 use std::sync::Arc;
@@ -14,6 +15,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio_rustls::client::TlsStream;
 
+use self::peers::{Peers, Session};
 use crate::audit::{self, Direction, Kind, Record, Verdict};
 use crate::document::Node;
 use crate::exchange::{self, Meter};
@@ -28,7 +30,7 @@ use crate::session::{self, Granted, Own, Roll, Standing};
 use crate::telemetry::chain;
 use crate::tls::detect::{self, Detected};
 use crate::tls::{self, Connector, Endpoint, Expected, HandshakeError, Offer, Secured};
-use crate::upstream::{self, Dial, DialError, Dialed, Pool, Wanted};
+use crate::upstream::{Dial, DialError, Dialed, Wanted};
 use crate::worker::Worker;
 
 /// One listener for our application, and the one place it leads to.
@@ -40,6 +42,8 @@ pub struct Settings {
     pub to: Destination,
     /// Who may answer there. Nobody else gets a byte.
     pub peer: Arc<Expected>,
+    /// When one of several addresses is left out for a while.
+    pub ejection: balance::Rules,
     /// What becomes of standing secrets in requests.
     pub standing_secrets: secrets::Settings,
     /// Limits of HTTP connections.
@@ -57,6 +61,10 @@ impl Settings {
             let several = node.one_or_more(|node| node.parse::<Expected>())?;
             Some(Arc::new(Expected::any_of(several)))
         });
+        let eject_after = section.or("eject_after", EJECT_AFTER, |node| {
+            u32::try_from(node.count(0..=1_000_000)?).ok()
+        });
+        let eject_for = listen::timeout(&mut section, "eject_for", EJECT_FOR, listen::MINUTE * 5);
         let standing_secrets =
             section.or("standing_secrets", secrets::Settings::default(), |node| {
                 secrets::Settings::read(&node)
@@ -67,12 +75,21 @@ impl Settings {
             listener,
             to: to?,
             peer: peer?,
+            ejection: balance::Rules {
+                after: eject_after?,
+                first: eject_for?,
+            },
             standing_secrets: standing_secrets?,
         })
     }
 }
 
-/// A host with a port: an IP address, or a name that is resolved for each new connection.
+/// Failures in a row that leave an address out, unless the settings say otherwise.
+const EJECT_AFTER: u32 = 5;
+/// For how long the first time.
+const EJECT_FOR: Duration = Duration::from_secs(10);
+
+/// A host with a port: an IP address, or a name whose addresses the process keeps asking for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Destination {
     host: String,
@@ -86,11 +103,10 @@ impl Destination {
         self.port
     }
 
-    async fn addresses(&self) -> io::Result<impl Iterator<Item = SocketAddr> + use<>> {
-        let found: Vec<_> = tokio::net::lookup_host((self.host.as_str(), self.port))
-            .await?
-            .collect();
-        Ok(found.into_iter())
+    /// The name, or the IP address without brackets.
+    #[must_use]
+    pub fn host(&self) -> &str {
+        &self.host
     }
 }
 
@@ -142,7 +158,7 @@ pub struct DestinationError;
 pub struct Outbound {
     settings: Settings,
     worker: Arc<Worker>,
-    peers: Arc<Pool<Route>>,
+    peers: Arc<Peers>,
     service: Arc<str>,
     meter: Arc<Meter>,
     secrets: Guard,
@@ -161,8 +177,7 @@ impl Outbound {
             settings.listener.connect_timeout,
             worker.metrics.tls.clone(),
         );
-        let route = Route {
-            to: settings.to.clone(),
+        let way = Way {
             timeout: settings.listener.connect_timeout,
             connector,
             identity: worker.identity.clone(),
@@ -174,7 +189,7 @@ impl Outbound {
             .limits
             .of(Direction::Outbound.label(), &service);
         Arc::new(Self {
-            peers: Pool::new(route, upstream::Settings::default(), worker.tasks.clone()),
+            peers: Peers::new(way, &settings, &worker),
             meter: worker.metrics.exchange.of(Direction::Outbound, &service),
             secrets: worker.guard(Direction::Outbound, &settings.standing_secrets, &service),
             requests: tally.requests(
@@ -271,19 +286,23 @@ impl Connection {
         IO: AsyncRead + AsyncWrite + Unpin,
     {
         let outbound = &*self.outbound;
-        let Secured {
-            peer,
-            stream: mut answering,
-            endpoint,
-            ..
-        } = match outbound.peers.dialler().connect(Offer::Opaque).await {
-            Ok(secured) => secured,
+        let Session {
+            secured,
+            busy: _busy,
+        } = match outbound.peers.connect(Offer::Opaque).await {
+            Ok(session) => session,
             Err(error) => {
                 outbound.tell_unreachable(&error);
                 record.verdict(unanswered(&error));
                 return error.outcome();
             }
         };
+        let Secured {
+            peer,
+            stream: mut answering,
+            endpoint,
+            ..
+        } = secured;
         record.peer(peer.leaf().clone());
         let standing = outbound.worker.standing(peer, endpoint);
         let work = async {
@@ -316,10 +335,16 @@ fn unanswered(error: &DialError) -> Verdict {
     }
 }
 
-/// The peers behind one outbound listener, as a place to connect to.
+/// One address of the peers behind an outbound listener, as a place to connect to.
 #[derive(Debug)]
 struct Route {
-    to: Destination,
+    address: SocketAddr,
+    way: Arc<Way>,
+}
+
+/// How to connect to any of them.
+#[derive(Debug)]
+struct Way {
     timeout: Duration,
     connector: Connector,
     identity: Arc<Live<Endpoint>>,
@@ -328,35 +353,24 @@ struct Route {
 
 impl Route {
     async fn connect(&self, offer: Offer) -> Result<Secured<TlsStream<Stream>>, DialError> {
+        let connector = &self.way.connector;
         let stream = self.open().await?;
-        match self.connector.connect_offering(stream, offer).await {
+        match connector.connect_offering(stream, offer).await {
             // Only another Doorward knows our name for opaque bytes; others may insist on one of theirs.
             Err(HandshakeError::NoSharedAlpn) if offer == Offer::Opaque => {
                 let stream = self.open().await?;
-                Ok(self
-                    .connector
-                    .connect_offering(stream, Offer::Nothing)
-                    .await?)
+                Ok(connector.connect_offering(stream, Offer::Nothing).await?)
             }
             secured => Ok(secured?),
         }
     }
 
-    /// The first address that accepts a connection.
     async fn open(&self) -> Result<Stream, DialError> {
-        let connecting = async {
-            let mut last = io::Error::from(io::ErrorKind::NotFound);
-            for address in self.to.addresses().await.map_err(DialError::Resolve)? {
-                match listen::connect(&Address::Tcp(address)).await {
-                    Ok(stream) => return Ok(stream),
-                    Err(error) => last = error,
-                }
-            }
-            Err(DialError::Connect(last))
-        };
-        match tokio::time::timeout(self.timeout, connecting).await {
-            Ok(connected) => connected,
-            Err(_) => Err(DialError::Timeout(self.timeout)),
+        let timeout = self.way.timeout;
+        let address = Address::Tcp(self.address);
+        match tokio::time::timeout(timeout, listen::connect(&address)).await {
+            Ok(connected) => connected.map_err(DialError::Connect),
+            Err(_) => Err(DialError::Timeout(timeout)),
         }
     }
 }
@@ -381,8 +395,8 @@ impl Dial for Route {
             standing: Some(Standing {
                 peer: secured.peer,
                 own: secured.endpoint,
-                identity: self.identity.clone(),
-                roll: self.roll.clone(),
+                identity: self.way.identity.clone(),
+                roll: self.way.roll.clone(),
             }),
             io: secured.stream,
         })
@@ -395,7 +409,8 @@ impl Dial for Route {
     /// A connection made with an SVID that has been renewed, or judged by a bundle that has changed, takes
     /// no new requests.
     fn epoch(&self) -> u64 {
-        self.identity
+        self.way
+            .identity
             .peek()
             .as_ref()
             .map_or(0, |endpoint| endpoint.generation)

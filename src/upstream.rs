@@ -22,10 +22,12 @@ use http_body::Body as _;
 use hyper::body::Incoming;
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use prometheus::{IntCounter, IntCounterVec, Opts, Registry};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::oneshot;
 
 use crate::descriptors;
+use crate::discovery::ResolveError;
 use crate::exchange::{Exchange, Upload};
 use crate::lifecycle::Tasks;
 use crate::outcome::Outcome;
@@ -84,7 +86,10 @@ pub struct Dialed<Io> {
 pub enum DialError {
     /// The name has no address.
     #[error("cannot resolve the name")]
-    Resolve(#[source] io::Error),
+    Resolve(#[source] Arc<ResolveError>),
+    /// Nobody has said yet where the name is.
+    #[error("no name server has answered within {0:?}")]
+    Unresolved(Duration),
     /// Nobody accepts the connection.
     #[error("cannot connect")]
     Connect(#[source] io::Error),
@@ -123,7 +128,7 @@ impl DialError {
         match self {
             Self::Connect(error) if descriptors::ran_out(error) => Outcome::Overloaded,
             Self::Resolve(_) | Self::Connect(_) => Outcome::UpstreamUnreachable,
-            Self::Timeout(_) => Outcome::UpstreamTimeout,
+            Self::Unresolved(_) | Self::Timeout(_) => Outcome::UpstreamTimeout,
             Self::Handshake(error) => error.outcome(),
             Self::Http(_) => Outcome::UpstreamFailed,
         }
@@ -143,6 +148,53 @@ impl SendError {
     }
 }
 
+/// The metric families of connections to peers, in one worker's registry.
+#[derive(Clone, Debug)]
+pub struct Metrics {
+    failures: IntCounterVec,
+    ejections: IntCounterVec,
+}
+
+impl Metrics {
+    /// Registers the families.
+    ///
+    /// # Errors
+    /// If a family of the same name is already registered.
+    pub fn register(registry: &Registry) -> prometheus::Result<Self> {
+        let metrics = Self {
+            failures: IntCounterVec::new(
+                Opts::new(
+                    "doorward_upstream_connect_failures_total",
+                    "Connections to an address of a peer that did not come about, by how the request would have ended.",
+                ),
+                &["service", "outcome"],
+            )?,
+            ejections: IntCounterVec::new(
+                Opts::new(
+                    "doorward_upstream_ejections_total",
+                    "Times that a worker left an address of a peer out for a while.",
+                ),
+                &["service"],
+            )?,
+        };
+        registry.register(Box::new(metrics.failures.clone()))?;
+        registry.register(Box::new(metrics.ejections.clone()))?;
+        Ok(metrics)
+    }
+
+    /// A connection to `service` did not come about.
+    pub fn not_connected(&self, service: &str, error: &DialError) {
+        let outcome = error.outcome().label();
+        self.failures.with_label_values(&[service, outcome]).inc();
+    }
+
+    /// The counter of addresses of `service` left out.
+    #[must_use]
+    pub fn ejections(&self, service: &str) -> IntCounter {
+        self.ejections.with_label_values(&[service])
+    }
+}
+
 /// The connections of one worker to one place.
 pub struct Pool<D: Dial> {
     dial: D,
@@ -151,6 +203,7 @@ pub struct Pool<D: Dial> {
     open: Mutex<Open>,
     /// Held while an HTTP/2 connection is being opened: those who come meanwhile share it.
     opening: tokio::sync::Mutex<()>,
+    outstanding: Arc<AtomicUsize>,
 }
 
 /// Limits of one [`Pool`].
@@ -181,6 +234,8 @@ struct Open {
     idle: VecDeque<Idle>,
     /// The other side chose HTTP/1.1 last time, so opening needs no waiting for each other.
     prefers_http1: bool,
+    /// No connection is kept any more.
+    retired: bool,
 }
 
 /// An HTTP/2 connection.
@@ -294,12 +349,25 @@ impl<D: Dial> Pool<D> {
             tasks,
             open: Mutex::default(),
             opening: tokio::sync::Mutex::default(),
+            outstanding: Arc::default(),
         })
     }
 
     /// How the connections are made.
     pub fn dialler(&self) -> &D {
         &self.dial
+    }
+
+    /// What is under way there: requests up to the end of their responses, and whatever else is
+    /// [`Pool::busy`].
+    pub fn outstanding(&self) -> usize {
+        self.outstanding.load(Ordering::Relaxed)
+    }
+
+    /// Counts as under way until it is dropped.
+    pub fn busy(&self) -> Busy {
+        self.outstanding.fetch_add(1, Ordering::Relaxed);
+        Busy(self.outstanding.clone())
     }
 
     /// Sends the request of `exchange` and waits for the head of its response. What comes with it is to be told when the
@@ -324,44 +392,61 @@ impl<D: Dial> Pool<D> {
                 // Rare, and large: dialling has no place in the future of every request.
                 None => Box::pin(self.open(wanted)).await?,
             };
-            let refused = match connection {
-                Connection::Shared(shared) => {
-                    shared.term.enter(exchange)?;
-                    target::address(&mut request, true, self.dial.scheme())?;
-                    let mut sender = shared.sender.clone();
-                    let slot = Slot::take(shared);
-                    match sender.try_send_request(request).await {
-                        Ok(response) => return Ok((response, Lease(Lent::Stream(slot)))),
-                        Err(refused) => refused,
-                    }
+            match self.send_on(connection, request, exchange).await {
+                Ok(answered) => return Ok(answered),
+                Err(Refused {
+                    again: Some(unsent),
+                    ..
+                }) if attempt < ATTEMPTS => request = unsent,
+                Err(Refused { error, .. }) => return Err(error),
+            }
+        }
+    }
+
+    /// Sends the request of `exchange` on `connection`, once.
+    ///
+    /// # Errors
+    /// [`Refused`] has the request again if it may be sent once more, here or elsewhere.
+    pub async fn send_on(
+        self: &Arc<Self>,
+        connection: Connection,
+        mut request: Request<Upload>,
+        exchange: &Arc<Exchange>,
+    ) -> Result<(Response<Incoming>, Lease<D>), Refused> {
+        let busy = self.busy();
+        match connection.0 {
+            Either::Shared(shared) => {
+                shared.term.enter(exchange)?;
+                target::address(&mut request, true, self.dial.scheme()).map_err(SendError::from)?;
+                let mut sender = shared.sender.clone();
+                let slot = Slot::take(shared);
+                match sender.try_send_request(request).await {
+                    Ok(response) => Ok((response, Lease::new(Lent::Stream(slot), busy))),
+                    Err(mut refused) => Err(Refused {
+                        again: refused.take_message(),
+                        error: SendError::Exchange(refused.into_error()),
+                    }),
                 }
-                Connection::Own {
-                    mut sender,
-                    term,
-                    fresh,
-                } => {
-                    term.enter(exchange)?;
-                    target::address(&mut request, false, self.dial.scheme())?;
-                    let again = (!fresh).then(|| repeatable(&request)).flatten();
-                    match sender.try_send_request(request).await {
-                        Ok(response) => {
-                            let lent = Lent::Connection(sender, term, self.clone());
-                            return Ok((response, Lease(lent)));
-                        }
-                        Err(mut refused) => match refused.take_message().or(again) {
-                            Some(unsent) if attempt < ATTEMPTS => {
-                                request = unsent;
-                                continue;
-                            }
-                            _ => return Err(SendError::Exchange(refused.into_error())),
-                        },
+            }
+            Either::Own {
+                mut sender,
+                term,
+                fresh,
+            } => {
+                term.enter(exchange)?;
+                target::address(&mut request, false, self.dial.scheme())
+                    .map_err(SendError::from)?;
+                let again = (!fresh).then(|| repeatable(&request)).flatten();
+                match sender.try_send_request(request).await {
+                    Ok(response) => {
+                        let lent = Lent::Connection(sender, term, self.clone());
+                        Ok((response, Lease::new(lent, busy)))
                     }
+                    Err(mut refused) => Err(Refused {
+                        again: refused.take_message().or(again),
+                        error: SendError::Exchange(refused.into_error()),
+                    }),
                 }
-            };
-            let mut refused = refused;
-            match refused.take_message() {
-                Some(unsent) if attempt < ATTEMPTS => request = unsent,
-                _ => return Err(SendError::Exchange(refused.into_error())),
             }
         }
     }
@@ -372,10 +457,23 @@ impl<D: Dial> Pool<D> {
     /// As [`Pool::send`].
     pub async fn send_alone(
         &self,
-        mut request: Request<Upload>,
+        request: Request<Upload>,
         exchange: &Arc<Exchange>,
     ) -> Result<(Response<Incoming>, Option<Standing>), SendError> {
         let dialed = self.dial.dial(Wanted::Http1).await?;
+        self.send_alone_on(dialed, request, exchange).await
+    }
+
+    /// Sends one exchange on an HTTP/1.1 connection that it will take over.
+    ///
+    /// # Errors
+    /// As [`Pool::send`].
+    pub async fn send_alone_on(
+        &self,
+        dialed: Dialed<D::Io>,
+        mut request: Request<Upload>,
+        exchange: &Arc<Exchange>,
+    ) -> Result<(Response<Incoming>, Option<Standing>), SendError> {
         let term = Term::of(&dialed, SystemTime::now());
         term.enter(exchange)?;
         let standing = term.standing().cloned();
@@ -393,7 +491,7 @@ impl<D: Dial> Pool<D> {
     }
 
     /// A connection that is open already.
-    fn kept(&self, wanted: Wanted) -> Option<Connection> {
+    pub fn kept(&self, wanted: Wanted) -> Option<Connection> {
         let (epoch, now) = (self.dial.epoch(), SystemTime::now());
         let mut open = self.locked();
         if wanted != Wanted::Http1 {
@@ -404,7 +502,7 @@ impl<D: Dial> Pool<D> {
                 shared.streams.load(Ordering::Relaxed) < self.settings.streams
             };
             if let Some(shared) = open.shared.iter().find(free) {
-                return Some(Connection::Shared(shared.clone()));
+                return Some(Connection(Either::Shared(shared.clone())));
             }
         }
         if wanted != Wanted::Http2 {
@@ -420,16 +518,20 @@ impl<D: Dial> Pool<D> {
                 .retain(|idle| idle.term.holds(epoch, now) && !idle.sender.is_closed());
             let ready = open.idle.iter().rposition(|idle| idle.sender.is_ready())?;
             let Idle { sender, term, .. } = open.idle.remove(ready)?;
-            return Some(Connection::Own {
+            return Some(Connection(Either::Own {
                 sender,
                 term,
                 fresh: false,
-            });
+            }));
         }
         None
     }
 
-    async fn open(self: &Arc<Self>, wanted: Wanted) -> Result<Connection, DialError> {
+    /// Opens a connection, or shares one that was opened meanwhile.
+    ///
+    /// # Errors
+    /// [`DialError`] says how far it came.
+    pub async fn open(self: &Arc<Self>, wanted: Wanted) -> Result<Connection, DialError> {
         let alone =
             wanted == Wanted::Http1 || (wanted == Wanted::Any && self.locked().prefers_http1);
         if alone {
@@ -472,20 +574,29 @@ impl<D: Dial> Pool<D> {
                 streams,
                 term,
             });
-            self.locked().shared.push(shared.clone());
-            Ok(Connection::Shared(shared))
+            let mut open = self.locked();
+            if !open.retired {
+                open.shared.push(shared.clone());
+            }
+            Ok(Connection(Either::Shared(shared)))
         } else {
             let (sender, connection) = http1::Builder::new()
                 .handshake(TokioIo::new(dialed.io))
                 .await
                 .map_err(DialError::Http)?;
             self.tasks.spawn(term.clone().keep(connection));
-            Ok(Connection::Own {
+            Ok(Connection(Either::Own {
                 sender,
                 term,
                 fresh: true,
-            })
+            }))
         }
+    }
+
+    /// Closes what nobody uses, now and from now on.
+    pub fn retire(&self) {
+        self.locked().retired = true;
+        self.close();
     }
 
     /// Closes what nobody uses. What is in use ends with its last response.
@@ -500,6 +611,9 @@ impl<D: Dial> Pool<D> {
             return;
         }
         let mut open = self.locked();
+        if open.retired {
+            return;
+        }
         if open.idle.len() >= self.settings.idle {
             open.idle.pop_front();
         }
@@ -654,7 +768,7 @@ fn repeatable(request: &Request<Upload>) -> Option<Request<Upload>> {
 }
 
 /// How often one request is put on a connection at most.
-const ATTEMPTS: usize = 3;
+pub const ATTEMPTS: usize = 3;
 
 /// How often an HTTP/2 connection is tried, and how long its answer may take: a host that vanished
 /// without a word is noticed long before TCP would.
@@ -672,7 +786,10 @@ pub const HEADER_BYTES: u32 = 64 * 1024;
 /// The largest HTTP/2 frame we take, in bytes.
 pub const MAX_FRAME: u32 = 64 * 1024;
 
-enum Connection {
+/// A connection that can take a request.
+pub struct Connection(Either);
+
+enum Either {
     Shared(Arc<Shared>),
     Own {
         sender: http1::SendRequest<Upload>,
@@ -681,8 +798,45 @@ enum Connection {
     },
 }
 
+impl fmt::Debug for Connection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self.0 {
+            Either::Shared(_) => "Connection(shared)",
+            Either::Own { .. } => "Connection(own)",
+        })
+    }
+}
+
+/// A request that got no response on the connection it was put on.
+#[derive(Debug)]
+pub struct Refused {
+    /// Why.
+    pub error: SendError,
+    /// The request, if the other side has certainly not received it, or it may be asked again.
+    pub again: Option<Request<Upload>>,
+}
+
+impl From<SendError> for Refused {
+    fn from(error: SendError) -> Self {
+        Self { error, again: None }
+    }
+}
+
+/// Something under way in a pool, counted.
+#[derive(Debug)]
+pub struct Busy(Arc<AtomicUsize>);
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 /// The use of a connection by one exchange. Dropping it gives up what is not finished.
-pub struct Lease<D: Dial>(Lent<D>);
+pub struct Lease<D: Dial> {
+    lent: Lent<D>,
+    _busy: Busy,
+}
 
 enum Lent<D: Dial> {
     Stream(Slot),
@@ -690,10 +844,14 @@ enum Lent<D: Dial> {
 }
 
 impl<D: Dial> Lease<D> {
+    fn new(lent: Lent<D>, busy: Busy) -> Self {
+        Self { lent, _busy: busy }
+    }
+
     /// Who answers on this connection, where that was proved.
     #[must_use]
     pub fn standing(&self) -> Option<&Standing> {
-        match &self.0 {
+        match &self.lent {
             Lent::Stream(slot) => slot.0.term.standing(),
             Lent::Connection(_, term, _) => term.standing(),
         }
@@ -701,7 +859,7 @@ impl<D: Dial> Lease<D> {
 
     /// The response has been read to its end: the connection may serve the next request.
     pub fn finished(self) {
-        if let Lent::Connection(sender, term, pool) = self.0 {
+        if let Lent::Connection(sender, term, pool) = self.lent {
             pool.give_back(sender, term);
         }
     }
@@ -709,7 +867,7 @@ impl<D: Dial> Lease<D> {
 
 impl<D: Dial> fmt::Debug for Lease<D> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self.0 {
+        f.write_str(match self.lent {
             Lent::Stream(_) => "Lease(stream)",
             Lent::Connection(..) => "Lease(connection)",
         })

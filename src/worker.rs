@@ -5,19 +5,22 @@ use std::sync::Arc;
 use prometheus::Registry;
 
 use crate::audit::{Audit, Direction};
+use crate::discovery::Directory;
 use crate::lifecycle::{Lifecycle, Tasks};
 use crate::limits::Credit;
 use crate::live::{Live, Snapshot};
 use crate::secrets::{self, Guard};
 use crate::session::{Roll, Standing};
 use crate::tls::{self, Endpoint, Peer};
-use crate::{exchange, limits, policy};
+use crate::{exchange, limits, policy, upstream};
 
 /// One worker, as its listeners see it.
 #[derive(Debug)]
 pub struct Worker {
     /// The identity in force.
     pub identity: Arc<Live<Endpoint>>,
+    /// Where destinations are.
+    pub directory: Arc<Directory>,
     /// Where records go.
     pub audit: Audit,
     /// What fingerprints of standing secrets are made with.
@@ -47,6 +50,8 @@ pub struct Metrics {
     pub exchange: exchange::Metrics,
     /// Limits that were reached.
     pub limits: limits::Metrics,
+    /// Connections to peers.
+    pub upstream: upstream::Metrics,
 }
 
 impl Metrics {
@@ -61,6 +66,7 @@ impl Metrics {
             secrets: secrets::Metrics::register(registry)?,
             exchange: exchange::Metrics::register(registry)?,
             limits: limits::Metrics::register(registry)?,
+            upstream: upstream::Metrics::register(registry)?,
         })
     }
 }

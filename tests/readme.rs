@@ -34,6 +34,7 @@ const READERS: &[(&str, &str, &str, &str, &[&str])] = &[
         RUN,
         &["federation[]."],
     ),
+    ("discovery.rs", "impl Settings", "", RUN, &["dns."]),
     ("policy.rs", "impl Settings", "", RUN, &["policy."]),
     ("inbound.rs", "impl Settings", "", RUN, &["inbound[]."]),
     ("outbound.rs", "impl Settings", "", RUN, &["outbound[]."]),

@@ -28,4 +28,5 @@ mod sessions;
 mod smuggling;
 mod spoofing;
 mod suggest;
+mod upstreams;
 mod withdrawal;

@@ -17,6 +17,7 @@
 mod app;
 mod ca;
 mod client;
+mod dns;
 mod process;
 mod provider;
 
@@ -31,6 +32,7 @@ use tempfile::TempDir;
 pub(crate) use self::app::{App, Seen};
 pub(crate) use self::ca::{Ca, Minted, leaf, uri};
 pub(crate) use self::client::{Answer, Client, Http, Tls, ask, get, raw, request, status_of};
+pub(crate) use self::dns::{Dns, NAME, Says};
 pub(crate) use self::process::{Metrics, Process};
 pub(crate) use self::provider::Provider;
 
@@ -312,23 +314,28 @@ impl Plan {
 
     /// Adds an inbound listener for [`SERVICE`]; `rest` is further keys, as in `protocol: tcp`.
     #[must_use]
-    pub(crate) fn inbound(mut self, app: impl Display, rest: &str) -> Self {
+    pub(crate) fn inbound(self, app: impl Display, rest: &str) -> Self {
+        self.inbound_at("127.0.0.1:0", app, rest)
+    }
+
+    /// The same at an address of the test's choice.
+    #[must_use]
+    pub(crate) fn inbound_at(
+        mut self,
+        listen: impl Display,
+        app: impl Display,
+        rest: &str,
+    ) -> Self {
         let comma = if rest.is_empty() { "" } else { ", " };
         self.inbound.push(format!(
-            "{{ listen: '127.0.0.1:0', service: {SERVICE}, app: '{app}'{comma}{rest} }}"
+            "{{ listen: '{listen}', service: {SERVICE}, app: '{app}'{comma}{rest} }}"
         ));
         self
     }
 
     /// Adds an outbound listener; `rest` is further keys.
     #[must_use]
-    pub(crate) fn outbound(self, to: SocketAddr, peer: &str, rest: &str) -> Self {
-        self.outbound_to(&to.to_string(), peer, rest)
-    }
-
-    /// The same for a host with a port.
-    #[must_use]
-    pub(crate) fn outbound_to(mut self, to: &str, peer: &str, rest: &str) -> Self {
+    pub(crate) fn outbound(mut self, to: impl Display, peer: &str, rest: &str) -> Self {
         let comma = if rest.is_empty() { "" } else { ", " };
         self.outbound.push(format!(
             "{{ listen: '127.0.0.1:0', to: '{to}', peer: '{peer}'{comma}{rest} }}"

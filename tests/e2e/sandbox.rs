@@ -133,7 +133,7 @@ async fn it_does_in_the_sandbox_all_that_it_does_without() {
     // By name: the resolver reads its files.
     let mut a = Plan::new("a")
         .identity(&volumes[0].section())
-        .outbound_to(&format!("localhost:{port}"), &id("b"), "")
+        .outbound(format!("localhost:{port}"), &id("b"), "")
         .start(&dirs, &issuer)
         .await;
     a.ready().await;

@@ -1,0 +1,373 @@
+//! The addresses that one outbound listener leads to, each with the connections of this worker to it.
+//!
+//! A request goes to one of two addresses drawn by lot ([`balance::choose`]). If a connection has to be
+//! opened first and that fails or takes long, the next address is tried beside it, and whoever answers first
+//! has the request.
+
+use std::fmt;
+use std::future::Future;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use http::{Request, Response, StatusCode};
+use hyper::body::Incoming;
+use prometheus::IntCounter;
+use tokio_rustls::client::TlsStream;
+
+use super::balance::{self, Health, Rules};
+use super::{Route, Settings, Way};
+use crate::discovery::Addresses;
+use crate::exchange::{Exchange, Upload};
+use crate::lifecycle::Tasks;
+use crate::listen::Stream;
+use crate::live::Live;
+use crate::outcome::Outcome;
+use crate::session::Standing;
+use crate::telemetry::chain;
+use crate::tls::{Offer, Secured};
+use crate::upstream::{
+    self, Busy, Connection, Dial, DialError, Lease, Pool, Refused, SendError, Wanted,
+};
+use crate::worker::Worker;
+
+/// All that one worker knows of the peers behind one outbound listener.
+pub(super) struct Peers {
+    way: Arc<Way>,
+    service: Arc<str>,
+    port: u16,
+    rules: Rules,
+    tasks: Tasks,
+    known: Arc<Live<Addresses>>,
+    instances: ArcSwap<Vec<Arc<Instance>>>,
+    /// Held while `instances` are replaced.
+    changing: Mutex<()>,
+    began: Instant,
+    metrics: upstream::Metrics,
+    ejections: IntCounter,
+}
+
+/// One address.
+struct Instance {
+    address: SocketAddr,
+    pool: Arc<Pool<Route>>,
+    health: Health,
+}
+
+/// A connection for opaque bytes.
+pub(super) struct Session {
+    pub(super) secured: Secured<TlsStream<Stream>>,
+    /// Counts while it is open.
+    pub(super) busy: Busy,
+}
+
+type Answered = (Response<Incoming>, Lease<Route>);
+
+impl Peers {
+    /// The peers that `settings` lead to. From now on they follow what is known of the name.
+    pub(super) fn new(way: Way, settings: &Settings, worker: &Worker) -> Arc<Self> {
+        let service: Arc<str> = settings.to.to_string().into();
+        let peers = Arc::new(Self {
+            way: Arc::new(way),
+            port: settings.to.port,
+            rules: settings.ejection,
+            tasks: worker.tasks.clone(),
+            known: worker.directory.find(settings.to.host()),
+            instances: ArcSwap::default(),
+            changing: Mutex::default(),
+            began: Instant::now(),
+            metrics: worker.metrics.upstream.clone(),
+            ejections: worker.metrics.upstream.ejections(&service),
+            service,
+        });
+        peers.refresh();
+        tokio::spawn(Self::follow(Arc::downgrade(&peers), peers.known.clone()));
+        peers
+    }
+
+    async fn follow(peers: Weak<Self>, known: Arc<Live<Addresses>>) {
+        let mut changes = known.changes();
+        while let Some(peers) = peers.upgrade() {
+            peers.refresh();
+            drop(peers);
+            if changes.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Takes over what is known of the name now. Addresses that stay keep their connections.
+    fn refresh(&self) {
+        let _turn = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(known) = self.known.get() else {
+            return;
+        };
+        let Ok(addresses) = &known.value else {
+            return;
+        };
+        let before = self.instances.load_full();
+        let at = |address| before.iter().find(|one| one.address == address).cloned();
+        let after: Vec<_> = addresses
+            .iter()
+            .map(|ip| SocketAddr::new(*ip, self.port))
+            .map(|address| at(address).unwrap_or_else(|| self.instance(address)))
+            .collect();
+        for gone in before.iter() {
+            if !after.iter().any(|one| Arc::ptr_eq(one, gone)) {
+                gone.pool.retire();
+            }
+        }
+        self.instances.store(Arc::new(after));
+    }
+
+    fn instance(&self, address: SocketAddr) -> Arc<Instance> {
+        let way = self.way.clone();
+        let settings = upstream::Settings::default();
+        Arc::new(Instance {
+            address,
+            pool: Pool::new(Route { address, way }, settings, self.tasks.clone()),
+            health: Health::default(),
+        })
+    }
+
+    /// Closes the kept connections that nobody uses.
+    pub(super) fn close(&self) {
+        for instance in self.instances.load().iter() {
+            instance.pool.close();
+        }
+    }
+
+    /// Sends the request of `exchange` to one of the addresses, as [`Pool::send`] does to one.
+    ///
+    /// # Errors
+    /// As [`Pool::send`]; of several addresses that could not be connected to, the last one's.
+    pub(super) async fn send(
+        &self,
+        mut request: Request<Upload>,
+        wanted: Wanted,
+        exchange: &Arc<Exchange>,
+    ) -> Result<Answered, SendError> {
+        let mut instance = match self.pick() {
+            Some(instance) => instance,
+            None => Box::pin(self.first()).await?,
+        };
+        let mut attempt = 0;
+        loop {
+            attempt += 1;
+            let connection = match instance.pool.kept(wanted) {
+                Some(connection) => connection,
+                // Rare, and large: dialling has no place in the future of every request.
+                None => {
+                    let (connected, connection) = Box::pin(self.open(instance, wanted)).await?;
+                    instance = connected;
+                    connection
+                }
+            };
+            let asked = Instant::now();
+            let sent = instance.pool.send_on(connection, request, exchange).await;
+            match sent {
+                Ok(answered) => {
+                    self.judge(&instance, answered.0.status(), asked);
+                    return Ok(answered);
+                }
+                Err(Refused {
+                    again: Some(unsent),
+                    ..
+                }) if attempt < upstream::ATTEMPTS => request = unsent,
+                Err(Refused { error, .. }) => {
+                    if let SendError::Exchange(_) = error {
+                        self.failed(&instance, &error);
+                    }
+                    return Err(error);
+                }
+            }
+        }
+    }
+
+    /// Sends a request that will take its connection over.
+    ///
+    /// # Errors
+    /// As [`Peers::send`].
+    pub(super) async fn send_alone(
+        &self,
+        request: Request<Upload>,
+        exchange: &Arc<Exchange>,
+    ) -> Result<(Response<Incoming>, Option<Standing>), SendError> {
+        let dial = |instance: Arc<Instance>| async move {
+            instance.pool.dialler().dial(Wanted::Http1).await
+        };
+        let (instance, dialed) = self.race(self.any().await?, dial).await?;
+        instance.pool.send_alone_on(dialed, request, exchange).await
+    }
+
+    /// Connects to one of the addresses, for whatever `offer` says.
+    ///
+    /// # Errors
+    /// Of several addresses that could not be connected to, the last one's.
+    pub(super) async fn connect(&self, offer: Offer) -> Result<Session, DialError> {
+        let dial =
+            |instance: Arc<Instance>| async move { instance.pool.dialler().connect(offer).await };
+        let (instance, secured) = self.race(self.any().await?, dial).await?;
+        let busy = instance.pool.busy();
+        Ok(Session { secured, busy })
+    }
+
+    async fn open(
+        &self,
+        first: Arc<Instance>,
+        wanted: Wanted,
+    ) -> Result<(Arc<Instance>, Connection), DialError> {
+        let dial = |instance: Arc<Instance>| async move { instance.pool.open(wanted).await };
+        self.race(first, dial).await
+    }
+
+    /// Connects to `first`. When that fails, or after [`STAGGER`] without an answer, the next address is
+    /// tried too (as in RFC 8305 §5), and the first that answers is taken.
+    async fn race<T, F: Future<Output = Result<T, DialError>>>(
+        &self,
+        first: Arc<Instance>,
+        dial: impl Fn(Arc<Instance>) -> F,
+    ) -> Result<(Arc<Instance>, T), DialError> {
+        let mut others = self.others(&first).into_iter();
+        let mut next = Some(first);
+        let mut dialing = FuturesUnordered::new();
+        loop {
+            if let Some(instance) = next.take() {
+                let dialed = dial(instance.clone());
+                dialing.push(async move { (instance, dialed.await) });
+            }
+            let late = async {
+                match others.len() {
+                    0 => std::future::pending().await,
+                    _ => tokio::time::sleep(STAGGER).await,
+                }
+            };
+            let failed = tokio::select! {
+                biased;
+                Some((instance, dialed)) = dialing.next() => match dialed {
+                    Ok(connected) => return Ok((instance, connected)),
+                    Err(error) => Some((instance, error)),
+                },
+                () = late => None,
+            };
+            next = others.next();
+            let Some((instance, error)) = failed else {
+                continue;
+            };
+            self.metrics.not_connected(&self.service, &error);
+            match error.outcome() {
+                // It is not the address.
+                Outcome::IdentityUnavailable | Outcome::OwnIdentityExpired => return Err(error),
+                _ => self.failed(&instance, &error),
+            }
+            if next.is_none() && dialing.is_empty() {
+                return Err(error);
+            }
+            tracing::debug!(to = %self.service, address = %instance.address, error = %chain(&error), "trying the next address");
+        }
+    }
+
+    async fn any(&self) -> Result<Arc<Instance>, DialError> {
+        match self.pick() {
+            Some(instance) => Ok(instance),
+            None => self.first().await,
+        }
+    }
+
+    /// Who takes the next request, if anybody is known.
+    fn pick(&self) -> Option<Arc<Instance>> {
+        let instances = self.instances.load();
+        // Neither a clock nor a lot is needed where there is no choice.
+        if let [only] = instances.as_slice() {
+            return Some(only.clone());
+        }
+        let now = self.began.elapsed();
+        let usable = |one: &Arc<Instance>| !one.health.ejected(now);
+        let cost = |one: &Arc<Instance>| one.cost(now);
+        balance::choose(&instances, fastrand::u64(..), usable, cost).cloned()
+    }
+
+    /// The first answer to where the name is may be on its way.
+    async fn first(&self) -> Result<Arc<Instance>, DialError> {
+        let timeout = self.way.timeout;
+        let known = tokio::time::timeout(timeout, self.known.wait()).await;
+        let known = known.map_err(|_| DialError::Unresolved(timeout))?;
+        self.refresh();
+        match (&known.value, self.pick()) {
+            (_, Some(instance)) => Ok(instance),
+            (Err(error), None) => Err(DialError::Resolve(error.clone())),
+            (Ok(_), None) => Err(DialError::Unresolved(timeout)),
+        }
+    }
+
+    /// The other addresses that a connection is tried to when `first` does not answer, best first.
+    fn others(&self, first: &Arc<Instance>) -> Vec<Arc<Instance>> {
+        let now = self.began.elapsed();
+        let instances = self.instances.load();
+        let mut others: Vec<_> = instances
+            .iter()
+            .filter(|one| !Arc::ptr_eq(one, first))
+            .map(|one| (one.health.ejected(now), one.cost(now), one.clone()))
+            .collect();
+        others.sort_by(|a, b| a.0.cmp(&b.0).then(a.1.total_cmp(&b.1)));
+        others.truncate(OTHERS);
+        others.into_iter().map(|(_, _, one)| one).collect()
+    }
+
+    fn judge(&self, instance: &Instance, status: StatusCode, asked: Instant) {
+        if self.alone() {
+            return;
+        }
+        let now = self.began.elapsed();
+        match status {
+            // What is behind the peer does not answer, or wants to be left alone.
+            StatusCode::BAD_GATEWAY
+            | StatusCode::SERVICE_UNAVAILABLE
+            | StatusCode::GATEWAY_TIMEOUT => self.failed(instance, &Unwell(status)),
+            _ => instance.health.answered(asked.elapsed(), now),
+        }
+    }
+
+    fn failed(&self, instance: &Instance, why: &dyn std::error::Error) {
+        if self.alone() {
+            return;
+        }
+        if let Some(out) = instance.health.failed(self.began.elapsed(), self.rules) {
+            self.ejections.inc();
+            let (address, error) = (instance.address, chain(why));
+            tracing::warn!(to = %self.service, %address, ?out, %error, "an address keeps failing and is left out for a while");
+        }
+    }
+
+    /// Whether there is no choice.
+    fn alone(&self) -> bool {
+        self.instances.load().len() < 2
+    }
+}
+
+impl Instance {
+    fn cost(&self, now: Duration) -> f64 {
+        self.health.cost(self.pool.outstanding(), now)
+    }
+}
+
+impl fmt::Debug for Peers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let instances = self.instances.load();
+        let addresses = instances.iter().map(|one| one.address);
+        f.debug_list().entries(addresses).finish()
+    }
+}
+
+/// An answer that speaks against an address.
+#[derive(Debug, thiserror::Error)]
+#[error("it answers {0}")]
+struct Unwell(StatusCode);
+
+/// How long an address may take to connect before the next one is tried too (RFC 8305 §5).
+const STAGGER: Duration = Duration::from_millis(250);
+/// How many further addresses are tried for one request.
+const OTHERS: usize = 4;

@@ -1,0 +1,221 @@
+//! Where a peer is, is for DNS to say, and who it is, never: all its addresses are used, as they are now,
+//! and none of them that fails costs a request.
+
+use std::net::{IpAddr, SocketAddr};
+
+use serde_json::Value;
+use tokio::net::TcpListener;
+
+use crate::mesh::*;
+
+/// One sidecar `b` with a listener, and an application of its own, at each of several addresses that share
+/// a port; and a sidecar `a` that knows their name.
+struct Several {
+    a: Sidecar,
+    _b: Sidecar,
+    issuer: Issuer,
+    apps: Vec<App>,
+    dns: Dns,
+    rules: String,
+    dirs: Dirs,
+}
+
+/// A port that nobody uses at any of [`HERE`], a moment ago at least. Nothing else listens there.
+fn free_port() -> u16 {
+    let listener = std::net::TcpListener::bind("127.0.0.7:0").unwrap();
+    listener.local_addr().unwrap().port()
+}
+
+/// Where `b` listens. Nobody takes a port there by chance.
+const HERE: [&str; 3] = ["127.0.0.2", "127.0.0.3", "127.0.0.4"];
+
+fn addresses(texts: &[&str]) -> Says {
+    Says::Addresses(texts.iter().map(|text| text.parse().unwrap()).collect())
+}
+
+impl Several {
+    async fn start(port: u16, here: &[&str], says: Says, keys: &str) -> Self {
+        let dirs = Dirs::new();
+        let dns = Dns::start(says).await;
+        let mut issuer = Issuer::new(&dirs);
+        for workload in ["a", "b", "impostor"] {
+            issuer.add(&dirs, workload, "1h", None);
+        }
+        let policy = PolicyDir::new(dirs.file("policy"));
+        let rules = format!("policy: {{ dir: '{}' }}", policy.0.display());
+        policy.write("policy.cedar", &grant("all-for-a", "a"));
+        let mut apps = Vec::new();
+        let mut plan = Plan::new("b").with(&rules);
+        for ip in here {
+            let app = App::start().await;
+            let listen = SocketAddr::new(ip.parse().unwrap(), port);
+            plan = plan.inbound_at(listen, app.address, "");
+            apps.push(app);
+        }
+        let mut b = plan.start(&dirs, &issuer).await;
+        let mut a = Plan::new("a")
+            .outbound(format_args!("{NAME}:{port}"), &id("b"), keys)
+            .with(dns.section())
+            .start(&dirs, &issuer)
+            .await;
+        issuer.start().await;
+        a.ready().await;
+        b.ready().await;
+        Self {
+            a,
+            _b: b,
+            issuer,
+            apps,
+            dns,
+            rules,
+            dirs,
+        }
+    }
+
+    /// A sidecar of somebody else, before the same application.
+    async fn impostor(&self, listen: SocketAddr) -> Sidecar {
+        let mut impostor = Plan::new("impostor")
+            .inbound_at(listen, self.apps[0].address, "")
+            .with(&self.rules)
+            .start(&self.dirs, &self.issuer)
+            .await;
+        impostor.ready().await;
+        impostor
+    }
+
+    async fn ask(&self) -> u16 {
+        get(self.a.outbound[0], "/").await.status
+    }
+
+    fn seen(&self) -> Vec<usize> {
+        self.apps.iter().map(|app| app.seen().len()).collect()
+    }
+
+    /// Waits until this many addresses are in force.
+    async fn know(&self, count: f64) {
+        let labels = [("name", NAME)];
+        self.a
+            .counts("doorward_dns_addresses", &labels, count)
+            .await;
+    }
+}
+
+#[tokio::test]
+async fn all_addresses_of_a_name_are_used_as_they_are_now() {
+    let port = free_port();
+    let several = Several::start(port, &HERE, addresses(&HERE[..2]), "").await;
+    several.know(2.0).await;
+    eventually("both addresses are used", async || {
+        assert_eq!(several.ask().await, 200);
+        (several.seen()[0] > 3 && several.seen()[1] > 3).then_some(())
+    })
+    .await;
+
+    // Another answer counts as soon as the first one has run out, a second after it came.
+    several.dns.say(addresses(&HERE[2..]));
+    several.know(1.0).await;
+    // Each worker follows by itself, at once.
+    eventually("only the new address is used", async || {
+        let before = several.seen();
+        for _ in 0..8 {
+            assert_eq!(several.ask().await, 200);
+        }
+        let after = several.seen();
+        (after[..2] == before[..2] && after[2] == before[2] + 8).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn ipv6_and_ipv4_addresses_are_used_alike() {
+    let here = ["::1", HERE[0]];
+    let several = Several::start(free_port(), &here, addresses(&here), "").await;
+    eventually("both are used", async || {
+        assert_eq!(several.ask().await, 200);
+        several.seen().iter().all(|seen| *seen > 0).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn the_last_answer_stays_while_dns_is_down_and_nobody_floods_it() {
+    let several = Several::start(free_port(), &HERE[..1], addresses(&HERE[..1]), "").await;
+    several.know(1.0).await;
+    for says in [Says::NoSuchName, Says::Nothing] {
+        let result = match says {
+            Says::NoSuchName => "no_address",
+            _ => "unanswered",
+        };
+        several.dns.say(says);
+        eventually(result, async || {
+            assert_eq!(several.ask().await, 200);
+            let asked = [("name", NAME), ("result", result)];
+            let metrics = several.a.metrics().await;
+            (metrics.sum("doorward_dns_lookups_total", &asked) > 0.0).then_some(())
+        })
+        .await;
+    }
+    let log = several.a.process.log();
+    assert!(log.contains("the last ones stay in force"), "{log}");
+
+    several.dns.say(addresses(&HERE[..1]));
+    eventually("it is asked again", async || {
+        several.a.metrics().await;
+        let asked = [("name", NAME), ("result", "ok")];
+        let metrics = several.a.metrics().await;
+        (metrics.sum("doorward_dns_lookups_total", &asked) > 1.0).then_some(())
+    })
+    .await;
+    // Two questions at a time, IPv4 and IPv6, tried a few times each while nobody answers: however many
+    // workers, requests and connections.
+    let lookups = several
+        .a
+        .metrics()
+        .await
+        .sum("doorward_dns_lookups_total", &[]);
+    let queries = several.dns.queries() as f64;
+    assert!(
+        queries <= lookups * 8.0,
+        "{queries} queries in {lookups} lookups"
+    );
+}
+
+#[tokio::test]
+async fn a_name_without_an_address_is_told_at_once() {
+    let several = Several::start(free_port(), &HERE[..1], Says::NoSuchName, "").await;
+    assert_eq!(several.ask().await, 502);
+    let is_it = |record: &Value| record["outcome"] == "upstream_unreachable";
+    several.a.record("why", is_it).await;
+    several.dns.say(addresses(&HERE[..1]));
+    eventually("it is served once there is one", async || {
+        (several.ask().await == 200).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_address_where_nobody_or_nobody_we_expect_answers_costs_no_request() {
+    let port = free_port();
+    // One accepts and says nothing, one is not there, and one is somebody else.
+    let silent = TcpListener::bind((HERE[1], port)).await.unwrap();
+    let here = [HERE[0], HERE[1], "127.0.0.5", HERE[2]];
+    let keys = "eject_after: 2, eject_for: 5m, connect_timeout: 1m";
+    let mut several = Several::start(port, &HERE[..1], addresses(&here), keys).await;
+    let there: IpAddr = HERE[2].parse().unwrap();
+    let _impostor = several.impostor(SocketAddr::new(there, port)).await;
+    several.know(4.0).await;
+
+    for _ in 0..40 {
+        // Longer than the pause before the next address is tried, far shorter than the limit.
+        let answer = tokio::time::timeout(SOON, several.ask()).await;
+        assert_eq!(answer.unwrap(), 200);
+    }
+    assert_eq!(several.seen(), [40]);
+    let metrics = several.a.metrics().await;
+    let refused = [("outcome", "peer_refused")];
+    let failures = "doorward_upstream_connect_failures_total";
+    assert!(metrics.sum(failures, &refused) > 0.0);
+    assert!(metrics.sum("doorward_upstream_ejections_total", &[]) > 0.0);
+    drop(silent);
+    assert_eq!(several.a.terminate().await, Some(0));
+}
