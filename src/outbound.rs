@@ -3,6 +3,7 @@
 pub mod balance;
 mod http;
 mod peers;
+pub mod retry;
 
 use std::fmt;
 use std::net::{Ipv6Addr, SocketAddr};
@@ -44,6 +45,8 @@ pub struct Settings {
     pub peer: Arc<Expected>,
     /// When one of several addresses is left out for a while.
     pub ejection: balance::Rules,
+    /// When requests are given up, and how many may be sent once more.
+    pub retry: retry::Settings,
     /// What becomes of standing secrets in requests.
     pub standing_secrets: secrets::Settings,
     /// Limits of HTTP connections.
@@ -65,6 +68,7 @@ impl Settings {
             u32::try_from(node.count(0..=1_000_000)?).ok()
         });
         let eject_for = listen::timeout(&mut section, "eject_for", EJECT_FOR, listen::MINUTE * 5);
+        let retry = retry::Settings::read(&mut section);
         let standing_secrets =
             section.or("standing_secrets", secrets::Settings::default(), |node| {
                 secrets::Settings::read(&node)
@@ -79,6 +83,7 @@ impl Settings {
                 after: eject_after?,
                 first: eject_for?,
             },
+            retry: retry?,
             standing_secrets: standing_secrets?,
         })
     }

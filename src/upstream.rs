@@ -17,7 +17,7 @@ use std::time::{Duration, Instant, SystemTime};
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use http::uri::Scheme;
-use http::{Method, Request, Response};
+use http::{Request, Response};
 use http_body::Body as _;
 use hyper::body::Incoming;
 use hyper::client::conn::{http1, http2};
@@ -116,6 +116,9 @@ pub enum SendError {
     /// Its target cannot be written for the next hop.
     #[error("the request has no sound target")]
     Target(#[from] http::Error),
+    /// It may have been received, and took too long.
+    #[error("no response within {0:?}")]
+    Late(Duration),
     /// It may have been received.
     #[error("the connection failed before a response came")]
     Exchange(#[source] hyper::Error),
@@ -143,6 +146,7 @@ impl SendError {
             Self::Dial(error) => error.outcome(),
             Self::Lost(why) => *why,
             Self::Target(_) => Outcome::BadRequest,
+            Self::Late(_) => Outcome::UpstreamTimeout,
             Self::Exchange(_) => Outcome::UpstreamFailed,
         }
     }
@@ -153,6 +157,8 @@ impl SendError {
 pub struct Metrics {
     failures: IntCounterVec,
     ejections: IntCounterVec,
+    retries: IntCounterVec,
+    unretried: IntCounterVec,
 }
 
 impl Metrics {
@@ -176,9 +182,25 @@ impl Metrics {
                 ),
                 &["service"],
             )?,
+            retries: IntCounterVec::new(
+                Opts::new(
+                    "doorward_upstream_retries_total",
+                    "Requests that were sent to another address after they may have been received, by why.",
+                ),
+                &["service", "why"],
+            )?,
+            unretried: IntCounterVec::new(
+                Opts::new(
+                    "doorward_upstream_retries_over_budget_total",
+                    "Requests that were not sent to another address because too many were.",
+                ),
+                &["service"],
+            )?,
         };
         registry.register(Box::new(metrics.failures.clone()))?;
         registry.register(Box::new(metrics.ejections.clone()))?;
+        registry.register(Box::new(metrics.retries.clone()))?;
+        registry.register(Box::new(metrics.unretried.clone()))?;
         Ok(metrics)
     }
 
@@ -188,10 +210,44 @@ impl Metrics {
         self.failures.with_label_values(&[service, outcome]).inc();
     }
 
+    /// A request to `service` goes to another address.
+    pub fn retried(&self, service: &str, why: Again) {
+        let labels = [service, why.label()];
+        self.retries.with_label_values(&labels).inc();
+    }
+
+    /// A request to `service` could have gone to another address, but for the budget.
+    pub fn not_retried(&self, service: &str) {
+        self.unretried.with_label_values(&[service]).inc();
+    }
+
     /// The counter of addresses of `service` left out.
     #[must_use]
     pub fn ejections(&self, service: &str) -> IntCounter {
         self.ejections.with_label_values(&[service])
+    }
+}
+
+/// Why a request is sent once more that may have been received.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Again {
+    /// The connection failed before a response came.
+    Failed,
+    /// No response came in time.
+    Late,
+    /// The other side said that it had not done it, and when to come back.
+    RetryAfter,
+}
+
+impl Again {
+    /// The word in metrics. Part of the public surface: never rename one.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Failed => "failed",
+            Self::Late => "late",
+            Self::RetryAfter => "retry_after",
+        }
     }
 }
 
@@ -443,7 +499,7 @@ impl<D: Dial> Pool<D> {
                         Ok((response, Lease::new(lent, busy)))
                     }
                     Err(mut refused) => Err(Refused {
-                        again: refused.take_message().or(again),
+                        again: refused.take_message().or(again.map(|again| *again)),
                         error: SendError::Exchange(refused.into_error()),
                     }),
                 }
@@ -751,20 +807,18 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Heard<Io> {
     }
 }
 
-/// A request as it could be asked again: a safe method and no body. The copy shares the header values.
-fn repeatable(request: &Request<Upload>) -> Option<Request<Upload>> {
-    let safe = matches!(
-        *request.method(),
-        Method::GET | Method::HEAD | Method::OPTIONS
-    );
-    if !safe || !request.body().is_end_stream() {
+/// A request as it could be asked again: an idempotent method (RFC 9110 §9.2.2) and no body. The copy shares
+/// the header values.
+#[must_use]
+pub fn repeatable(request: &Request<Upload>) -> Option<Box<Request<Upload>>> {
+    if !request.method().is_idempotent() || !request.body().is_end_stream() {
         return None;
     }
     let mut copy = Request::new(Upload::empty());
     *copy.method_mut() = request.method().clone();
     *copy.uri_mut() = request.uri().clone();
     *copy.headers_mut() = request.headers().clone();
-    Some(copy)
+    Some(Box::new(copy))
 }
 
 /// How often one request is put on a connection at most.

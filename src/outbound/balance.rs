@@ -64,8 +64,14 @@ impl Health {
         Some(self.leave_out(out.min(LONGEST), now))
     }
 
-    /// Leaves it out for `out` from `now` on.
-    pub fn leave_out(&self, out: Duration, now: Duration) -> Duration {
+    /// It asked to be left alone for `pause` from `now` on. That is no failure, and it is believed for a
+    /// minute at most.
+    pub fn rest(&self, pause: Duration, now: Duration) {
+        let until = nanos(now + pause.min(LONGEST_REST));
+        self.until.fetch_max(until, Ordering::Relaxed);
+    }
+
+    fn leave_out(&self, out: Duration, now: Duration) -> Duration {
         let times = self.ejections.load(Ordering::Relaxed);
         self.ejections
             .store(times.saturating_add(1), Ordering::Relaxed);
@@ -167,6 +173,8 @@ const LEAST: Duration = Duration::from_micros(100);
 const FAILURE: Duration = Duration::from_secs(1);
 /// An address is left out this long at most.
 const LONGEST: Duration = Duration::from_secs(300);
+/// And this long at its own wish.
+const LONGEST_REST: Duration = Duration::from_secs(60);
 /// How long it takes for one that was left out to get its whole share again.
 const RETURNING: Duration = Duration::from_secs(10);
 
@@ -280,6 +288,18 @@ mod tests {
         let never = Rules { after: 0, ..RULES };
         let failed = (0..100).map(|at| Health::default().failed(ms(at), never));
         assert!(failed.into_iter().all(|out| out.is_none()));
+    }
+
+    #[test]
+    fn an_address_that_asks_for_it_is_left_alone_for_a_minute_at_most() {
+        let health = Health::default();
+        health.rest(ms(2_000), ms(1_000));
+        health.rest(ms(1_000), ms(1_000));
+        assert!(health.ejected(ms(2_999)) && !health.ejected(ms(3_000)));
+        let usual = Health::default().cost(0, ms(3_000));
+        assert!((health.cost(0, ms(3_000)) - usual).abs() < f64::EPSILON);
+        health.rest(ms(u64::MAX / 2), ms(3_000));
+        assert!(!health.ejected(ms(63_000)));
     }
 
     #[test]

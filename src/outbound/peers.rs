@@ -8,7 +8,7 @@ use std::fmt;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwap;
 use futures_util::StreamExt;
@@ -19,6 +19,7 @@ use prometheus::IntCounter;
 use tokio_rustls::client::TlsStream;
 
 use super::balance::{self, Health, Rules};
+use super::retry::{self, Budget};
 use super::{Route, Settings, Way};
 use crate::discovery::Addresses;
 use crate::exchange::{Exchange, Upload};
@@ -30,7 +31,7 @@ use crate::session::Standing;
 use crate::telemetry::chain;
 use crate::tls::{Offer, Secured};
 use crate::upstream::{
-    self, Busy, Connection, Dial, DialError, Lease, Pool, Refused, SendError, Wanted,
+    self, Again, Busy, Connection, Dial, DialError, Lease, Pool, Refused, SendError, Wanted,
 };
 use crate::worker::Worker;
 
@@ -40,6 +41,8 @@ pub(super) struct Peers {
     service: Arc<str>,
     port: u16,
     rules: Rules,
+    retry: retry::Settings,
+    budget: Budget,
     tasks: Tasks,
     known: Arc<Live<Addresses>>,
     instances: ArcSwap<Vec<Arc<Instance>>>,
@@ -74,6 +77,8 @@ impl Peers {
             way: Arc::new(way),
             port: settings.to.port,
             rules: settings.ejection,
+            retry: settings.retry,
+            budget: Budget::new(settings.retry.budget),
             tasks: worker.tasks.clone(),
             known: worker.directory.find(settings.to.host()),
             instances: ArcSwap::default(),
@@ -140,7 +145,9 @@ impl Peers {
         }
     }
 
-    /// Sends the request of `exchange` to one of the addresses, as [`Pool::send`] does to one.
+    /// Sends the request of `exchange` to one of the addresses, as [`Pool::send`] does to one. Where there are
+    /// several, what is idempotent and has no body is sent to another one, within the budget, when the first
+    /// breaks off, does not answer in time, or asks to be left alone.
     ///
     /// # Errors
     /// As [`Pool::send`]; of several addresses that could not be connected to, the last one's.
@@ -150,9 +157,10 @@ impl Peers {
         wanted: Wanted,
         exchange: &Arc<Exchange>,
     ) -> Result<Answered, SendError> {
+        let until = Until::new(self.retry.response_timeout);
         let mut instance = match self.pick() {
             Some(instance) => instance,
-            None => Box::pin(self.first()).await?,
+            None => until.reach(Box::pin(self.first()), None).await??,
         };
         let mut attempt = 0;
         loop {
@@ -161,30 +169,66 @@ impl Peers {
                 Some(connection) => connection,
                 // Rare, and large: dialling has no place in the future of every request.
                 None => {
-                    let (connected, connection) = Box::pin(self.open(instance, wanted)).await?;
+                    let opening = Box::pin(self.open(instance, wanted));
+                    let (connected, connection) = until.reach(opening, None).await??;
                     instance = connected;
                     connection
                 }
             };
+            let spare = self.spare(&request);
             let asked = Instant::now();
-            let sent = instance.pool.send_on(connection, request, exchange).await;
-            match sent {
-                Ok(answered) => {
-                    self.judge(&instance, answered.0.status(), asked);
-                    return Ok(answered);
-                }
-                Err(Refused {
+            let sent = {
+                let sending = std::pin::pin!(instance.pool.send_on(connection, request, exchange));
+                until.reach(sending, self.retry.try_timeout).await
+            };
+            let (ended, why) = match sent {
+                Ok(Ok(answered)) => match self.judge(&instance, &answered.0, asked) {
+                    Some(why) => (Ok(answered), why),
+                    None => return Ok(answered),
+                },
+                // It was never sent.
+                Ok(Err(Refused {
                     again: Some(unsent),
                     ..
-                }) if attempt < upstream::ATTEMPTS => request = unsent,
-                Err(Refused { error, .. }) => {
-                    if let SendError::Exchange(_) = error {
-                        self.failed(&instance, &error);
-                    }
-                    return Err(error);
+                })) if attempt < upstream::ATTEMPTS => {
+                    request = unsent;
+                    continue;
                 }
+                Ok(Err(Refused { error, .. })) => match error {
+                    SendError::Exchange(_) => (Err(error), Again::Failed),
+                    error => return Err(error),
+                },
+                Err(late) => (Err(late), Again::Late),
+            };
+            if let Err(error) = &ended {
+                self.failed(&instance, error);
             }
+            let more = attempt < upstream::ATTEMPTS && !until.is_past();
+            let Some(spare) = spare.filter(|_| more) else {
+                return ended;
+            };
+            let now = self.began.elapsed();
+            let mut others = self.others(&instance).into_iter();
+            let Some(other) = others.find(|other| !other.health.ejected(now)) else {
+                return ended;
+            };
+            if !self.budget.spend(now) {
+                self.metrics.not_retried(&self.service);
+                return ended;
+            }
+            self.metrics.retried(&self.service, why);
+            (request, instance) = (*spare, other);
         }
+    }
+
+    /// What to send elsewhere should it not be answered. Where there is nowhere else, nothing is copied.
+    fn spare(&self, request: &Request<Upload>) -> Option<Box<Request<Upload>>> {
+        if self.alone() || !self.budget.is_any() {
+            return None;
+        }
+        let spare = upstream::repeatable(request)?;
+        self.budget.earn();
+        Some(spare)
     }
 
     /// Sends a request that will take its connection over.
@@ -317,17 +361,38 @@ impl Peers {
         others.into_iter().map(|(_, _, one)| one).collect()
     }
 
-    fn judge(&self, instance: &Instance, status: StatusCode, asked: Instant) {
+    /// What an answer says of its address. Whether it asks to be left alone, and the request is for another.
+    fn judge(
+        &self,
+        instance: &Instance,
+        answer: &Response<Incoming>,
+        asked: Instant,
+    ) -> Option<Again> {
         if self.alone() {
-            return;
+            return None;
         }
-        let now = self.began.elapsed();
+        let status = answer.status();
         match status {
-            // What is behind the peer does not answer, or wants to be left alone.
+            // What is behind the peer does not answer, or not now.
             StatusCode::BAD_GATEWAY
             | StatusCode::SERVICE_UNAVAILABLE
-            | StatusCode::GATEWAY_TIMEOUT => self.failed(instance, &Unwell(status)),
-            _ => instance.health.answered(asked.elapsed(), now),
+            | StatusCode::GATEWAY_TIMEOUT => {}
+            _ => {
+                let now = self.began.elapsed();
+                instance.health.answered(asked.elapsed(), now);
+                return None;
+            }
+        }
+        let pause = retry::retry_after(answer.headers(), SystemTime::now());
+        match pause {
+            Some(pause) if status == StatusCode::SERVICE_UNAVAILABLE => {
+                instance.health.rest(pause, self.began.elapsed());
+                Some(Again::RetryAfter)
+            }
+            _ => {
+                self.failed(instance, &Unwell(status));
+                None
+            }
         }
     }
 
@@ -359,6 +424,37 @@ impl fmt::Debug for Peers {
         let instances = self.instances.load();
         let addresses = instances.iter().map(|one| one.address);
         f.debug_list().entries(addresses).finish()
+    }
+}
+
+/// When a request is given up, if ever.
+#[derive(Clone, Copy)]
+struct Until(Option<(tokio::time::Instant, Duration)>);
+
+impl Until {
+    fn new(limit: Option<Duration>) -> Self {
+        Self(limit.map(|limit| (tokio::time::Instant::now() + limit, limit)))
+    }
+
+    fn is_past(self) -> bool {
+        self.0
+            .is_some_and(|(end, _)| end <= tokio::time::Instant::now())
+    }
+
+    /// Waits for `work`, but no longer than up to then, nor than `limit`.
+    ///
+    /// # Errors
+    /// [`SendError::Late`] with the limit that has passed.
+    async fn reach<F>(self, work: F, limit: Option<Duration>) -> Result<F::Output, SendError>
+    where
+        F: Future + Unpin,
+    {
+        let of_try = limit.map(|limit| (tokio::time::Instant::now() + limit, limit));
+        let Some((end, limit)) = self.0.into_iter().chain(of_try).min() else {
+            return Ok(work.await);
+        };
+        let reached = tokio::time::timeout_at(end, work).await;
+        reached.map_err(|_| SendError::Late(limit))
     }
 }
 

@@ -35,10 +35,15 @@ fn addresses(texts: &[&str]) -> Says {
 
 impl Several {
     async fn start(port: u16, here: &[&str], says: Says, keys: &str) -> Self {
+        Self::of(&id("b"), port, here, says, keys).await
+    }
+
+    /// The same where others than `b` may answer.
+    async fn of(peer: &str, port: u16, here: &[&str], says: Says, keys: &str) -> Self {
         let dirs = Dirs::new();
         let dns = Dns::start(says).await;
         let mut issuer = Issuer::new(&dirs);
-        for workload in ["a", "b", "impostor"] {
+        for workload in ["a", "b", "other"] {
             issuer.add(&dirs, workload, "1h", None);
         }
         let policy = PolicyDir::new(dirs.file("policy"));
@@ -54,7 +59,7 @@ impl Several {
         }
         let mut b = plan.start(&dirs, &issuer).await;
         let mut a = Plan::new("a")
-            .outbound(format_args!("{NAME}:{port}"), &id("b"), keys)
+            .outbound(format_args!("{NAME}:{port}"), peer, keys)
             .with(dns.section())
             .start(&dirs, &issuer)
             .await;
@@ -73,14 +78,14 @@ impl Several {
     }
 
     /// A sidecar of somebody else, before the same application.
-    async fn impostor(&self, listen: SocketAddr) -> Sidecar {
-        let mut impostor = Plan::new("impostor")
+    async fn other(&self, listen: SocketAddr) -> Sidecar {
+        let mut other = Plan::new("other")
             .inbound_at(listen, self.apps[0].address, "")
             .with(&self.rules)
             .start(&self.dirs, &self.issuer)
             .await;
-        impostor.ready().await;
-        impostor
+        other.ready().await;
+        other
     }
 
     async fn ask(&self) -> u16 {
@@ -202,7 +207,7 @@ async fn an_address_where_nobody_or_nobody_we_expect_answers_costs_no_request() 
     let keys = "eject_after: 2, eject_for: 5m, connect_timeout: 1m";
     let mut several = Several::start(port, &HERE[..1], addresses(&here), keys).await;
     let there: IpAddr = HERE[2].parse().unwrap();
-    let _impostor = several.impostor(SocketAddr::new(there, port)).await;
+    let _impostor = several.other(SocketAddr::new(there, port)).await;
     several.know(4.0).await;
 
     for _ in 0..40 {
@@ -218,4 +223,104 @@ async fn an_address_where_nobody_or_nobody_we_expect_answers_costs_no_request() 
     assert!(metrics.sum("doorward_upstream_ejections_total", &[]) > 0.0);
     drop(silent);
     assert_eq!(several.a.terminate().await, Some(0));
+}
+
+#[tokio::test]
+async fn a_request_that_may_be_sent_again_outlives_the_address_it_was_sent_to() {
+    let port = free_port();
+    let any = format!("spiffe://{DOMAIN}/*");
+    let mut several = Several::of(&any, port, &HERE[..1], addresses(&HERE[..2]), "").await;
+    let there: IpAddr = HERE[1].parse().unwrap();
+    let other = several.other(SocketAddr::new(there, port)).await;
+    several.know(2.0).await;
+    let entrance = several.a.outbound[0];
+    let answered = async || {
+        let passed = [("direction", "inbound"), ("outcome", "completed")];
+        let metrics = other.metrics().await;
+        metrics.sum("doorward_requests_total", &passed)
+    };
+    eventually("both addresses are used", async || {
+        assert_eq!(several.ask().await, 200);
+        (answered().await > 2.0).then_some(())
+    })
+    .await;
+
+    let before = several.seen()[0];
+    let mut asked = tokio::task::JoinSet::new();
+    for _ in 0..24 {
+        for method in ["GET", "POST"] {
+            asked.spawn(async move {
+                let request = request(method, "/slow?ms=3000");
+                (method, ask(entrance, request).await.status)
+            });
+        }
+    }
+    eventually("the application has them all", async || {
+        (several.seen()[0] == before + 48).then_some(())
+    })
+    .await;
+    other.process.signal(nix::sys::signal::Signal::SIGKILL);
+    let mut lost = 0;
+    while let Some(answer) = asked.join_next().await {
+        match answer.unwrap() {
+            (_, 200) => {}
+            ("POST", 502) => lost += 1,
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!(lost > 0, "nothing was under way there");
+    let seen = several.apps[0].seen();
+    let posts = seen.iter().filter(|seen| seen.method == "POST").count();
+    assert_eq!(posts, 24, "what may do something twice is sent once");
+    let metrics = several.a.metrics().await;
+    let again = metrics.sum("doorward_upstream_retries_total", &[("why", "failed")]);
+    assert!(
+        again > 0.0 && again == (seen.len() - before - 48) as f64,
+        "{again}"
+    );
+    assert_eq!(several.a.terminate().await, Some(0));
+}
+
+#[tokio::test]
+async fn an_address_that_asks_to_be_left_alone_is() {
+    let here = &HERE[..2];
+    let several = Several::start(free_port(), here, addresses(here), "").await;
+    several.know(2.0).await;
+    let busy = get(several.a.outbound[0], "/busy?s=30").await;
+    assert_eq!((busy.status, busy.header("retry-after")), (503, "30"));
+    // Each was asked once, the second in place of the first, and neither is at fault.
+    assert_eq!(several.seen(), [1, 1]);
+    let metrics = several.a.metrics().await;
+    let why = [("why", "retry_after")];
+    assert!((metrics.sum("doorward_upstream_retries_total", &why) - 1.0).abs() < 0.1);
+    assert!(metrics.sum("doorward_upstream_ejections_total", &[]) < 0.1);
+    // Where all want to be left alone, none is.
+    assert_eq!(several.ask().await, 200);
+}
+
+#[tokio::test]
+async fn what_is_late_is_tried_elsewhere_and_given_up_in_the_end() {
+    let here = &HERE[..2];
+    let keys = "try_timeout: 100ms, response_timeout: 10s";
+    let several = Several::start(free_port(), here, addresses(here), keys).await;
+    several.know(2.0).await;
+    let answer = get(several.a.outbound[0], "/slow?ms=60000").await;
+    assert_eq!(answer.status, 504);
+    assert!(
+        several.seen().iter().all(|seen| *seen > 0),
+        "{:?}",
+        several.seen()
+    );
+    let late = [("why", "late")];
+    let metrics = several.a.metrics().await;
+    assert!(metrics.sum("doorward_upstream_retries_total", &late) > 0.0);
+
+    let keys = "response_timeout: 100ms, retry_budget: 0";
+    let several = Several::start(free_port(), here, addresses(here), keys).await;
+    several.know(2.0).await;
+    let answer = get(several.a.outbound[0], "/slow?ms=60000").await;
+    assert_eq!(answer.status, 504);
+    assert_eq!(several.seen().iter().sum::<usize>(), 1);
+    let is_it = |record: &Value| record["outcome"] == "upstream_timeout";
+    several.a.record("why", is_it).await;
 }

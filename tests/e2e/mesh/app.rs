@@ -47,6 +47,7 @@ impl Seen {
 /// | `/stream?n=N&ms=M` | N lines `tick`, one every M milliseconds |
 /// | `/bytes/N` | N bytes, in pieces |
 /// | `/status/N` | with the status N |
+/// | `/busy?s=N` | 503, and to come again after N seconds |
 #[derive(Debug)]
 pub(crate) struct App {
     pub(crate) address: SocketAddr,
@@ -167,6 +168,8 @@ async fn answer(request: Request<Incoming>, state: &State) -> Response<BoxBody<B
         return response.body(zeros(size.parse().unwrap())).unwrap();
     } else if let Some(status) = path.strip_prefix("/status/") {
         response = response.status(status);
+    } else if path == "/busy" {
+        response = response.status(503).header("retry-after", number("s"));
     }
     let told = json!({
         "method": seen.method,
