@@ -6,13 +6,16 @@ mod peers;
 pub mod retry;
 
 use std::fmt;
+use std::io;
 use std::net::{Ipv6Addr, SocketAddr};
+use std::pin::Pin;
 use std::str::FromStr;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use ::http::uri::Scheme;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio_rustls::client::TlsStream;
 
@@ -31,7 +34,7 @@ use crate::session::{self, Granted, Own, Roll, Standing};
 use crate::telemetry::chain;
 use crate::tls::detect::{self, Detected};
 use crate::tls::{self, Connector, Endpoint, Expected, HandshakeError, Offer, Secured};
-use crate::upstream::{Dial, DialError, Dialed, Wanted};
+use crate::upstream::{self, Dial, DialError, Dialed, Place, Queue, Wanted};
 use crate::worker::Worker;
 
 /// One listener for our application, and the one place it leads to.
@@ -43,6 +46,8 @@ pub struct Settings {
     pub to: Destination,
     /// Who may answer there. Nobody else gets a byte.
     pub peer: Arc<Expected>,
+    /// How many connections to the peers may be open, and how many requests may wait for one.
+    pub limits: upstream::Limits,
     /// When one of several addresses is left out for a while.
     pub ejection: balance::Rules,
     /// When requests are given up, and how many may be sent once more.
@@ -64,6 +69,12 @@ impl Settings {
             let several = node.one_or_more(|node| node.parse::<Expected>())?;
             Some(Arc::new(Expected::any_of(several)))
         });
+        let connections = section.or("max_peer_connections", MAX_CONNECTIONS, |node| {
+            usize::try_from(node.count(1..=1_000_000)?).ok()
+        });
+        let pending = section.or("max_pending", MAX_PENDING, |node| {
+            usize::try_from(node.count(1..=1_000_000)?).ok()
+        });
         let eject_after = section.or("eject_after", EJECT_AFTER, |node| {
             u32::try_from(node.count(0..=1_000_000)?).ok()
         });
@@ -76,6 +87,11 @@ impl Settings {
         let listener = listener?;
         Some(Self {
             http: serve::Limits::of(&listener),
+            limits: upstream::Limits {
+                connections: connections?,
+                pending: pending?,
+                patience: listener.connect_timeout,
+            },
             listener,
             to: to?,
             peer: peer?,
@@ -89,6 +105,10 @@ impl Settings {
     }
 }
 
+/// Open connections to the peers in each worker, unless the settings say otherwise.
+const MAX_CONNECTIONS: usize = 20_000;
+/// Requests and sessions that wait for one.
+const MAX_PENDING: usize = 4096;
 /// Failures in a row that leave an address out, unless the settings say otherwise.
 const EJECT_AFTER: u32 = 5;
 /// For how long the first time.
@@ -182,13 +202,15 @@ impl Outbound {
             settings.listener.connect_timeout,
             worker.metrics.tls.clone(),
         );
+        let service: Arc<str> = settings.to.to_string().into();
+        let connections = worker.metrics.upstream.connections(&service);
         let way = Way {
             timeout: settings.listener.connect_timeout,
+            queue: Queue::new(settings.limits, connections),
             connector,
             identity: worker.identity.clone(),
             roll: worker.roll.clone(),
         };
-        let service: Arc<str> = settings.to.to_string().into();
         let tally = worker
             .metrics
             .limits
@@ -351,13 +373,14 @@ struct Route {
 #[derive(Debug)]
 struct Way {
     timeout: Duration,
+    queue: Arc<Queue>,
     connector: Connector,
     identity: Arc<Live<Endpoint>>,
     roll: Roll,
 }
 
 impl Route {
-    async fn connect(&self, offer: Offer) -> Result<Secured<TlsStream<Stream>>, DialError> {
+    async fn connect(&self, offer: Offer) -> Result<Secured<TlsStream<Held>>, DialError> {
         let connector = &self.way.connector;
         let stream = self.open().await?;
         match connector.connect_offering(stream, offer).await {
@@ -370,18 +393,69 @@ impl Route {
         }
     }
 
-    async fn open(&self) -> Result<Stream, DialError> {
+    async fn open(&self) -> Result<Held, DialError> {
+        let place = self.way.queue.open()?;
         let timeout = self.way.timeout;
         let address = Address::Tcp(self.address);
         match tokio::time::timeout(timeout, listen::connect(&address)).await {
-            Ok(connected) => connected.map_err(DialError::Connect),
+            Ok(connected) => Ok(Held {
+                stream: connected.map_err(DialError::Connect)?,
+                _place: place,
+            }),
             Err(_) => Err(DialError::Timeout(timeout)),
         }
     }
 }
 
+/// A connection that counts as one of those to its destination, whoever holds it in the end.
+#[derive(Debug)]
+struct Held {
+    stream: Stream,
+    _place: Place,
+}
+
+impl AsyncRead for Held {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, buffer)
+    }
+}
+
+impl AsyncWrite for Held {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        pieces: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, pieces)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
 impl Dial for Route {
-    type Io = TlsStream<Stream>;
+    type Io = TlsStream<Held>;
 
     async fn dial(&self, wanted: Wanted) -> Result<Dialed<Self::Io>, DialError> {
         let offer = match wanted {

@@ -4,6 +4,8 @@
 //! plain. What differs is how to [`Dial`]. An HTTP/2 connection is shared by many requests; an HTTP/1.1
 //! connection is lent to one at a time and comes back when the response has been read to its end.
 
+mod queue;
+
 use std::collections::VecDeque;
 use std::fmt;
 use std::future::Future;
@@ -22,10 +24,11 @@ use http_body::Body as _;
 use hyper::body::Incoming;
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use prometheus::{IntCounter, IntCounterVec, Opts, Registry};
+use prometheus::{IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::oneshot;
 
+pub use self::queue::{Limits, Place, Queue};
 use crate::descriptors;
 use crate::discovery::ResolveError;
 use crate::exchange::{Exchange, Upload};
@@ -90,6 +93,9 @@ pub enum DialError {
     /// Nobody has said yet where the name is.
     #[error("no name server has answered within {0:?}")]
     Unresolved(Duration),
+    /// As many connections are open, or requests wait for one, as may.
+    #[error("no more connections to the peer, or requests that wait for one, are allowed")]
+    Full,
     /// Nobody accepts the connection.
     #[error("cannot connect")]
     Connect(#[source] io::Error),
@@ -133,6 +139,7 @@ impl DialError {
             Self::Resolve(_) | Self::Connect(_) => Outcome::UpstreamUnreachable,
             Self::Unresolved(_) | Self::Timeout(_) => Outcome::UpstreamTimeout,
             Self::Handshake(error) => error.outcome(),
+            Self::Full => Outcome::Overloaded,
             Self::Http(_) => Outcome::UpstreamFailed,
         }
     }
@@ -159,6 +166,7 @@ pub struct Metrics {
     ejections: IntCounterVec,
     retries: IntCounterVec,
     unretried: IntCounterVec,
+    connections: IntGaugeVec,
 }
 
 impl Metrics {
@@ -196,7 +204,15 @@ impl Metrics {
                 ),
                 &["service"],
             )?,
+            connections: IntGaugeVec::new(
+                Opts::new(
+                    "doorward_upstream_connections",
+                    "Connections to a destination that are open, or being opened.",
+                ),
+                &["service"],
+            )?,
         };
+        registry.register(Box::new(metrics.connections.clone()))?;
         registry.register(Box::new(metrics.failures.clone()))?;
         registry.register(Box::new(metrics.ejections.clone()))?;
         registry.register(Box::new(metrics.retries.clone()))?;
@@ -219,6 +235,12 @@ impl Metrics {
     /// A request to `service` could have gone to another address, but for the budget.
     pub fn not_retried(&self, service: &str) {
         self.unretried.with_label_values(&[service]).inc();
+    }
+
+    /// The gauge of connections to `service`.
+    #[must_use]
+    pub fn connections(&self, service: &str) -> IntGauge {
+        self.connections.with_label_values(&[service])
     }
 
     /// The counter of addresses of `service` left out.
@@ -259,7 +281,7 @@ pub struct Pool<D: Dial> {
     open: Mutex<Open>,
     /// Held while an HTTP/2 connection is being opened: those who come meanwhile share it.
     opening: tokio::sync::Mutex<()>,
-    outstanding: Arc<AtomicUsize>,
+    load: Arc<Load>,
 }
 
 /// Limits of one [`Pool`].
@@ -399,13 +421,25 @@ impl Term {
 impl<D: Dial> Pool<D> {
     /// A pool without connections yet. Those it opens run among `tasks`.
     pub fn new(dial: D, settings: Settings, tasks: Tasks) -> Arc<Self> {
+        Self::with(dial, settings, tasks, None)
+    }
+
+    /// The same, and whoever waits in `queue` is told what becomes free.
+    pub fn queued(dial: D, settings: Settings, tasks: Tasks, queue: Arc<Queue>) -> Arc<Self> {
+        Self::with(dial, settings, tasks, Some(queue))
+    }
+
+    fn with(dial: D, settings: Settings, tasks: Tasks, queue: Option<Arc<Queue>>) -> Arc<Self> {
         Arc::new(Self {
             dial,
             settings,
             tasks,
             open: Mutex::default(),
             opening: tokio::sync::Mutex::default(),
-            outstanding: Arc::default(),
+            load: Arc::new(Load {
+                outstanding: AtomicUsize::new(0),
+                queue,
+            }),
         })
     }
 
@@ -417,13 +451,13 @@ impl<D: Dial> Pool<D> {
     /// What is under way there: requests up to the end of their responses, and whatever else is
     /// [`Pool::busy`].
     pub fn outstanding(&self) -> usize {
-        self.outstanding.load(Ordering::Relaxed)
+        self.load.outstanding.load(Ordering::Relaxed)
     }
 
     /// Counts as under way until it is dropped.
     pub fn busy(&self) -> Busy {
-        self.outstanding.fetch_add(1, Ordering::Relaxed);
-        Busy(self.outstanding.clone())
+        self.load.outstanding.fetch_add(1, Ordering::Relaxed);
+        Busy(self.load.clone())
     }
 
     /// Sends the request of `exchange` and waits for the head of its response. What comes with it is to be told when the
@@ -647,6 +681,12 @@ impl<D: Dial> Pool<D> {
                 fresh: true,
             }))
         }
+    }
+
+    /// Closes the HTTP/1.1 connection that nobody has used for the longest time. Whether there was one.
+    pub fn close_idle(&self) -> bool {
+        let idle = self.locked().idle.pop_front();
+        idle.is_some()
     }
 
     /// Closes what nobody uses, now and from now on.
@@ -878,11 +918,20 @@ impl From<SendError> for Refused {
 
 /// Something under way in a pool, counted.
 #[derive(Debug)]
-pub struct Busy(Arc<AtomicUsize>);
+pub struct Busy(Arc<Load>);
+
+#[derive(Debug)]
+struct Load {
+    outstanding: AtomicUsize,
+    queue: Option<Arc<Queue>>,
+}
 
 impl Drop for Busy {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+        self.0.outstanding.fetch_sub(1, Ordering::Relaxed);
+        if let Some(queue) = &self.0.queue {
+            queue.wake();
+        }
     }
 }
 

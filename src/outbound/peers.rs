@@ -20,18 +20,17 @@ use tokio_rustls::client::TlsStream;
 
 use super::balance::{self, Health, Rules};
 use super::retry::{self, Budget};
-use super::{Route, Settings, Way};
+use super::{Held, Route, Settings, Way};
 use crate::discovery::Addresses;
 use crate::exchange::{Exchange, Upload};
 use crate::lifecycle::Tasks;
-use crate::listen::Stream;
 use crate::live::Live;
 use crate::outcome::Outcome;
 use crate::session::Standing;
 use crate::telemetry::chain;
 use crate::tls::{Offer, Secured};
 use crate::upstream::{
-    self, Again, Busy, Connection, Dial, DialError, Lease, Pool, Refused, SendError, Wanted,
+    self, Again, Busy, Connection, Dial, DialError, Lease, Pool, Queue, Refused, SendError, Wanted,
 };
 use crate::worker::Worker;
 
@@ -43,6 +42,7 @@ pub(super) struct Peers {
     rules: Rules,
     retry: retry::Settings,
     budget: Budget,
+    queue: Arc<Queue>,
     tasks: Tasks,
     known: Arc<Live<Addresses>>,
     instances: ArcSwap<Vec<Arc<Instance>>>,
@@ -62,7 +62,7 @@ struct Instance {
 
 /// A connection for opaque bytes.
 pub(super) struct Session {
-    pub(super) secured: Secured<TlsStream<Stream>>,
+    pub(super) secured: Secured<TlsStream<Held>>,
     /// Counts while it is open.
     pub(super) busy: Busy,
 }
@@ -74,6 +74,7 @@ impl Peers {
     pub(super) fn new(way: Way, settings: &Settings, worker: &Worker) -> Arc<Self> {
         let service: Arc<str> = settings.to.to_string().into();
         let peers = Arc::new(Self {
+            queue: way.queue.clone(),
             way: Arc::new(way),
             port: settings.to.port,
             rules: settings.ejection,
@@ -131,9 +132,11 @@ impl Peers {
     fn instance(&self, address: SocketAddr) -> Arc<Instance> {
         let way = self.way.clone();
         let settings = upstream::Settings::default();
+        let queue = self.queue.clone();
+        let route = Route { address, way };
         Arc::new(Instance {
             address,
-            pool: Pool::new(Route { address, way }, settings, self.tasks.clone()),
+            pool: Pool::queued(route, settings, self.tasks.clone(), queue),
             health: Health::default(),
         })
     }
@@ -169,7 +172,7 @@ impl Peers {
                 Some(connection) => connection,
                 // Rare, and large: dialling has no place in the future of every request.
                 None => {
-                    let opening = Box::pin(self.open(instance, wanted));
+                    let opening = Box::pin(self.open(&instance, wanted));
                     let (connected, connection) = until.reach(opening, None).await??;
                     instance = connected;
                     connection
@@ -200,8 +203,11 @@ impl Peers {
                 },
                 Err(late) => (Err(late), Again::Late),
             };
-            if let Err(error) = &ended {
-                self.failed(&instance, error);
+            match &ended {
+                // Our own application broke the body off.
+                Err(SendError::Exchange(error)) if error.is_user() => return ended,
+                Err(error) => self.failed(&instance, error),
+                Ok(_) => {}
             }
             let more = attempt < upstream::ATTEMPTS && !until.is_past();
             let Some(spare) = spare.filter(|_| more) else {
@@ -243,7 +249,8 @@ impl Peers {
         let dial = |instance: Arc<Instance>| async move {
             instance.pool.dialler().dial(Wanted::Http1).await
         };
-        let (instance, dialed) = self.race(self.any().await?, dial).await?;
+        let first = self.any().await?;
+        let (instance, dialed) = self.queue.pass(|| self.race(first.clone(), dial)).await?;
         instance.pool.send_alone_on(dialed, request, exchange).await
     }
 
@@ -254,18 +261,34 @@ impl Peers {
     pub(super) async fn connect(&self, offer: Offer) -> Result<Session, DialError> {
         let dial =
             |instance: Arc<Instance>| async move { instance.pool.dialler().connect(offer).await };
-        let (instance, secured) = self.race(self.any().await?, dial).await?;
+        let first = self.any().await?;
+        let (instance, secured) = self.queue.pass(|| self.race(first.clone(), dial)).await?;
         let busy = instance.pool.busy();
         Ok(Session { secured, busy })
     }
 
+    /// Opens a connection, to `first` if it can be; or takes one that has become free meanwhile.
     async fn open(
         &self,
-        first: Arc<Instance>,
+        first: &Arc<Instance>,
         wanted: Wanted,
     ) -> Result<(Arc<Instance>, Connection), DialError> {
         let dial = |instance: Arc<Instance>| async move { instance.pool.open(wanted).await };
-        self.race(first, dial).await
+        let attempt = || async move {
+            match self.race(first.clone(), dial).await {
+                // Where nothing more may be opened, any connection will do.
+                Err(DialError::Full) => self.free(wanted).ok_or(DialError::Full),
+                done => done,
+            }
+        };
+        self.queue.pass(attempt).await
+    }
+
+    /// A connection to any of the addresses that can take a request now.
+    fn free(&self, wanted: Wanted) -> Option<(Arc<Instance>, Connection)> {
+        let instances = self.instances.load();
+        let free = |one: &Arc<Instance>| Some((one.clone(), one.pool.kept(wanted)?));
+        instances.iter().find_map(free)
     }
 
     /// Connects to `first`. When that fails, or after [`STAGGER`] without an answer, the next address is
@@ -301,6 +324,10 @@ impl Peers {
             let Some((instance, error)) = failed else {
                 continue;
             };
+            if let DialError::Full = error {
+                self.make_room();
+                return Err(error);
+            }
             self.metrics.not_connected(&self.service, &error);
             match error.outcome() {
                 // It is not the address.
@@ -312,6 +339,12 @@ impl Peers {
             }
             tracing::debug!(to = %self.service, address = %instance.address, error = %chain(&error), "trying the next address");
         }
+    }
+
+    /// Closes one connection that nobody uses, if there is one.
+    fn make_room(&self) {
+        let instances = self.instances.load();
+        let _ = instances.iter().find(|one| one.pool.close_idle());
     }
 
     async fn any(&self) -> Result<Arc<Instance>, DialError> {

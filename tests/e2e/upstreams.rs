@@ -4,7 +4,8 @@
 use std::net::{IpAddr, SocketAddr};
 
 use serde_json::Value;
-use tokio::net::TcpListener;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
 
 use crate::mesh::*;
 
@@ -20,10 +21,13 @@ struct Several {
     dirs: Dirs,
 }
 
-/// A port that nobody uses at any of [`HERE`], a moment ago at least. Nothing else listens there.
+/// A port that nobody uses at any of [`HERE`]: at an address beside them it is taken for as long as the
+/// tests run.
 fn free_port() -> u16 {
     let listener = std::net::TcpListener::bind("127.0.0.7:0").unwrap();
-    listener.local_addr().unwrap().port()
+    let port = listener.local_addr().unwrap().port();
+    std::mem::forget(listener);
+    port
 }
 
 /// Where `b` listens. Nobody takes a port there by chance.
@@ -35,11 +39,25 @@ fn addresses(texts: &[&str]) -> Says {
 
 impl Several {
     async fn start(port: u16, here: &[&str], says: Says, keys: &str) -> Self {
-        Self::of(&id("b"), port, here, says, keys).await
+        Self::of(&id("b"), port, here, says, keys, 2).await
+    }
+
+    /// One worker of `a` that leads to one address.
+    async fn single(port: u16, says: Says, keys: &str) -> Self {
+        let several = Self::of(&id("b"), port, &HERE[..1], says, keys, 1).await;
+        several.know(1.0).await;
+        several
     }
 
     /// The same where others than `b` may answer.
-    async fn of(peer: &str, port: u16, here: &[&str], says: Says, keys: &str) -> Self {
+    async fn of(
+        peer: &str,
+        port: u16,
+        here: &[&str],
+        says: Says,
+        keys: &str,
+        workers: usize,
+    ) -> Self {
         let dirs = Dirs::new();
         let dns = Dns::start(says).await;
         let mut issuer = Issuer::new(&dirs);
@@ -61,6 +79,7 @@ impl Several {
         let mut a = Plan::new("a")
             .outbound(format_args!("{NAME}:{port}"), peer, keys)
             .with(dns.section())
+            .with(format!("workers: {workers}"))
             .start(&dirs, &issuer)
             .await;
         issuer.start().await;
@@ -229,7 +248,7 @@ async fn an_address_where_nobody_or_nobody_we_expect_answers_costs_no_request() 
 async fn a_request_that_may_be_sent_again_outlives_the_address_it_was_sent_to() {
     let port = free_port();
     let any = format!("spiffe://{DOMAIN}/*");
-    let mut several = Several::of(&any, port, &HERE[..1], addresses(&HERE[..2]), "").await;
+    let mut several = Several::of(&any, port, &HERE[..1], addresses(&HERE[..2]), "", 2).await;
     let there: IpAddr = HERE[1].parse().unwrap();
     let other = several.other(SocketAddr::new(there, port)).await;
     several.know(2.0).await;
@@ -323,4 +342,89 @@ async fn what_is_late_is_tried_elsewhere_and_given_up_in_the_end() {
     assert_eq!(several.seen().iter().sum::<usize>(), 1);
     let is_it = |record: &Value| record["outcome"] == "upstream_timeout";
     several.a.record("why", is_it).await;
+}
+
+#[tokio::test]
+async fn sessions_wait_for_a_connection_where_no_more_may_be_open() {
+    let keys = "protocol: tcp, max_peer_connections: 1, max_pending: 1, connect_timeout: 1m";
+    let several = Several::single(free_port(), addresses(&HERE[..1]), keys).await;
+    let entrance = several.a.outbound[0];
+    let session = async |path: &str| {
+        let mut stream = TcpStream::connect(entrance).await.unwrap();
+        let head = format!("GET {path} HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n");
+        stream.write_all(head.as_bytes()).await.unwrap();
+        stream
+    };
+    let ended = [("kind", "tcp"), ("outcome", "overloaded")];
+    let open = [("kind", "tcp")];
+
+    let first = session("/stream?n=100000&ms=10").await;
+    several
+        .a
+        .counts("doorward_upstream_connections", &[], 1.0)
+        .await;
+    eventually("it is served", async || {
+        (several.seen() == [1]).then_some(())
+    })
+    .await;
+    let mut second = session("/").await;
+    several.a.counts("doorward_open_sessions", &open, 2.0).await;
+    // One more than may wait.
+    let mut third = session("/").await;
+    let mut nothing = Vec::new();
+    let _ = third.read_to_end(&mut nothing).await;
+    assert!(nothing.is_empty());
+    several
+        .a
+        .counts("doorward_sessions_ended_total", &ended, 1.0)
+        .await;
+
+    assert_eq!(several.seen(), [1]);
+    drop(first);
+    let mut answer = String::new();
+    second.read_to_string(&mut answer).await.unwrap();
+    assert_eq!(status_of(&answer), 200);
+    drop(second);
+    several
+        .a
+        .counts("doorward_upstream_connections", &[], 0.0)
+        .await;
+}
+
+#[tokio::test]
+async fn requests_share_the_connections_that_may_be_open() {
+    let keys = "max_peer_connections: 1";
+    let several = Several::single(free_port(), addresses(&HERE[..1]), keys).await;
+    let entrance = several.a.outbound[0];
+    let mut asked = tokio::task::JoinSet::new();
+    // More than the connection takes at a time.
+    for _ in 0..240 {
+        asked.spawn(async move { get(entrance, "/slow?ms=200").await.status });
+    }
+    while let Some(status) = asked.join_next().await {
+        assert_eq!(status.unwrap(), 200);
+    }
+    several
+        .a
+        .counts("doorward_upstream_connections", &[], 1.0)
+        .await;
+}
+
+#[tokio::test]
+async fn requests_beyond_those_that_may_wait_get_503() {
+    let port = free_port();
+    // It accepts and says nothing: the first request waits for it, and fills the queue.
+    let _silent = TcpListener::bind((HERE[1], port)).await.unwrap();
+    let keys = "max_pending: 1, connect_timeout: 1m";
+    let several = Several::single(port, addresses(&HERE[1..2]), keys).await;
+    let entrance = several.a.outbound[0];
+    let waits = tokio::spawn(async move { get(entrance, "/").await.status });
+    several
+        .a
+        .counts("doorward_upstream_connections", &[], 1.0)
+        .await;
+    assert_eq!(several.ask().await, 503);
+    let is_it = |record: &Value| record["outcome"] == "overloaded";
+    several.a.record("why", is_it).await;
+    waits.abort();
 }
