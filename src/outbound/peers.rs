@@ -178,17 +178,23 @@ impl Peers {
                     connection
                 }
             };
-            let spare = self.spare(&request);
-            let asked = Instant::now();
+            // Where there is no choice, nothing is copied and no clock is read.
+            let (spare, asked) = match self.alone() {
+                true => (None, None),
+                false => (self.spare(&request), Some(Instant::now())),
+            };
             let sent = {
                 let sending = std::pin::pin!(instance.pool.send_on(connection, request, exchange));
                 until.reach(sending, self.retry.try_timeout).await
             };
             let (ended, why) = match sent {
-                Ok(Ok(answered)) => match self.judge(&instance, &answered.0, asked) {
-                    Some(why) => (Ok(answered), why),
-                    None => return Ok(answered),
-                },
+                Ok(Ok(answered)) => {
+                    let judged = asked.and_then(|at| self.judge(&instance, &answered.0, at));
+                    match judged {
+                        Some(why) => (Ok(answered), why),
+                        None => return Ok(answered),
+                    }
+                }
                 // It was never sent.
                 Ok(Err(Refused {
                     again: Some(unsent),
@@ -227,9 +233,9 @@ impl Peers {
         }
     }
 
-    /// What to send elsewhere should it not be answered. Where there is nowhere else, nothing is copied.
+    /// What to send elsewhere should it not be answered.
     fn spare(&self, request: &Request<Upload>) -> Option<Box<Request<Upload>>> {
-        if self.alone() || !self.budget.is_any() {
+        if !self.budget.is_any() {
             return None;
         }
         let spare = upstream::repeatable(request)?;
@@ -401,9 +407,6 @@ impl Peers {
         answer: &Response<Incoming>,
         asked: Instant,
     ) -> Option<Again> {
-        if self.alone() {
-            return None;
-        }
         let status = answer.status();
         match status {
             // What is behind the peer does not answer, or not now.
