@@ -176,6 +176,6 @@ mod tests {
             size_of::<F>()
         }
         let bytes = size(Connection::answer);
-        assert!(bytes <= 4096, "the future of a request has {bytes} bytes");
+        assert!(bytes <= 4200, "the future of a request has {bytes} bytes");
     }
 }
