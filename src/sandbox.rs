@@ -84,7 +84,7 @@ pub struct Needs {
     pub written: Vec<PathBuf>,
     /// TCP ports that are bound.
     pub bind: Vec<u16>,
-    /// TCP ports that are connected to, at whatever address. That of DNS comes by itself.
+    /// TCP ports that are connected to, at whatever address. DNS on port 53 comes by itself.
     pub connect: Vec<u16>,
 }
 

@@ -1,5 +1,7 @@
 //! What does a sidecar touch after its start? Everything that its configuration names, and nothing else.
 
+use std::net::SocketAddr;
+
 use super::{Settings, Sockets};
 use crate::audit::Sink;
 use crate::config::Config;
@@ -25,6 +27,9 @@ impl Sockets {
         needs
             .connect
             .extend(federated.map(|other| other.url.port()));
+        // An answer that does not fit into a datagram is asked for by TCP.
+        let servers = config.dns.servers.iter();
+        needs.connect.extend(servers.map(SocketAddr::port));
         if let identity::Source::Files(files) = &config.identity.source {
             needs
                 .read
