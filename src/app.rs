@@ -77,6 +77,8 @@ pub fn run(config: Config) -> anyhow::Result<ExitCode> {
     // Only now: mistakes in policies are told as `check` tells them, and nothing before.
     sockets.tell()?;
     sandbox.tell();
+    // Before there is anything that a signal should end in good order.
+    let signals = Signals::new()?;
     let (audit, writer) = Audit::start(&config.audit, registries.process())?;
     let lifecycle = Lifecycle::default();
     let endpoints = Arc::new(Live::<Endpoint>::default());
@@ -119,7 +121,6 @@ pub fn run(config: Config) -> anyhow::Result<ExitCode> {
         move || share.run(bound, pulse)
     });
     let jobs: Vec<_> = jobs.collect();
-    let signals = Signals::new()?;
 
     let calm = control.block_on(async {
         let status = identity::Status::register(registries.process())?;
