@@ -14,6 +14,7 @@ use cedar_policy::Effect;
 use super::asked::Sought;
 use super::cedar::{Engine, TRUST_DOMAIN, Verb, WORKLOAD};
 use super::conditions::{Condition, Input, Probe, Settled};
+use super::scope;
 use super::slice::{Question, Rule};
 use crate::identity::{SpiffeId, TrustDomain};
 
@@ -51,13 +52,7 @@ pub(super) fn members(engines: &[&Engine]) -> Vec<Member> {
     for engine in engines {
         ids.extend(engine.registry().iter().map(|it| it.id.to_string()));
         for rule in engine.rules() {
-            let whom = rule.policy.principal_constraint();
-            let scope = match whom {
-                cedar_policy::PrincipalConstraint::Eq(uid)
-                | cedar_policy::PrincipalConstraint::In(uid)
-                | cedar_policy::PrincipalConstraint::IsIn(_, uid) => Some(uid),
-                _ => None,
-            };
+            let scope = scope::principal(&rule.policy);
             for uid in rule.policy.entity_literals().into_iter().chain(scope) {
                 let name = uid.id().unescaped();
                 if *uid.type_name() == *WORKLOAD {

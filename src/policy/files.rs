@@ -10,8 +10,7 @@ use std::sync::{Arc, LazyLock};
 use std::time::SystemTime;
 
 use cedar_policy::{
-    ActionConstraint, EntityUid, Policy, PolicyId, PolicySet, PrincipalConstraint, ValidationMode,
-    Validator,
+    ActionConstraint, EntityUid, Policy, PolicyId, PolicySet, ValidationMode, Validator,
 };
 use miette::Diagnostic;
 
@@ -21,6 +20,7 @@ use super::code::Code;
 use super::finding::{Finding, Text};
 use super::governance::{self, Registry};
 use super::lint;
+use super::scope;
 use super::slice::Rule;
 use super::symbolic::Solver;
 use crate::document::{Document, Mistakes};
@@ -410,10 +410,7 @@ fn check_principal(
     mistakes: &mut Vec<Finding>,
     warnings: &mut Vec<Finding>,
 ) {
-    let (PrincipalConstraint::Eq(uid)
-    | PrincipalConstraint::In(uid)
-    | PrincipalConstraint::IsIn(_, uid)) = parsed.policy.principal_constraint()
-    else {
+    let Some(uid) = scope::principal(&parsed.policy) else {
         return;
     };
     let name = uid.id().unescaped();

@@ -4,7 +4,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use cedar_policy::{Effect, Policy, PrincipalConstraint};
+use cedar_policy::{Effect, Policy};
 
 use super::cedar::{Engine, ROLE, TRUST_DOMAIN, WORKLOAD};
 use super::governance::{Grant, Registry};
@@ -42,10 +42,7 @@ pub enum Named {
 impl Named {
     /// Whom the scope of `policy` names.
     pub(super) fn of(policy: &Policy) -> Self {
-        let (PrincipalConstraint::In(uid)
-        | PrincipalConstraint::Eq(uid)
-        | PrincipalConstraint::IsIn(_, uid)) = policy.principal_constraint()
-        else {
+        let Some(uid) = scope::principal(policy) else {
             return Self::Anyone;
         };
         let (kind, name) = (uid.type_name(), uid.id().unescaped().into());

@@ -243,13 +243,7 @@ impl Reach {
                 left,
                 right,
             } if **left == Expr::Var(Var::Principal) => {
-                let (Expr::Literal(Literal::String(tag)), Who::Workload(id)) =
-                    (&**right, &self.who)
-                else {
-                    return None;
-                };
-                let labels = registered(id, registry).map(|workload| &workload.labels);
-                return Some(labels.is_some_and(|labels| labels.contains_key(tag.as_str())));
+                return Some(self.tag(right, registry)?.is_some());
             }
             _ => {}
         }
@@ -363,6 +357,15 @@ impl Reach {
         }
     }
 
+    /// The label of the principal that `name` asks for, if it has one; none where it is not known who that is.
+    fn tag<'r>(&self, name: &Expr, registry: &'r Registry) -> Option<Option<&'r String>> {
+        let (Expr::Literal(Literal::String(tag)), Who::Workload(id)) = (name, &self.who) else {
+            return None;
+        };
+        let labels = registered(id, registry).map(|workload| &workload.labels);
+        Some(labels.and_then(|labels| labels.get(tag.as_str())))
+    }
+
     /// The value of `subject`, where scope and registry settle it.
     fn known(&self, subject: &Expr, registry: &Registry) -> Option<Literal> {
         match subject {
@@ -377,12 +380,7 @@ impl Reach {
                 left,
                 right,
             } if **left == Expr::Var(Var::Principal) => {
-                let (Expr::Literal(Literal::String(tag)), Who::Workload(id)) =
-                    (&**right, &self.who)
-                else {
-                    return None;
-                };
-                let label = registered(id, registry)?.labels.get(tag.as_str())?;
+                let label = self.tag(right, registry)??;
                 Some(Literal::String(label.into()))
             }
             Expr::GetAttr { expr, attr } if attr == "trust_domain" && is_peer(expr) => {

@@ -4,7 +4,9 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use cedar_policy::{ActionConstraint, EntityUid, Policy, ResourceConstraint, pst};
+use cedar_policy::{
+    ActionConstraint, EntityUid, Policy, PrincipalConstraint, ResourceConstraint, pst,
+};
 
 use super::cedar::Verb;
 
@@ -12,6 +14,16 @@ use super::cedar::Verb;
 pub(super) fn tree(policy: &Policy) -> Option<pst::Policy> {
     // `Policy::to_pst` would parse the text anew, which takes ten times as long.
     pst::Policy::try_from(policy.as_ref().clone()).ok()
+}
+
+/// The workload, role or trust domain that a scope names; none: whoever asks.
+pub(super) fn principal(policy: &Policy) -> Option<EntityUid> {
+    match policy.principal_constraint() {
+        PrincipalConstraint::Any | PrincipalConstraint::Is(_) => None,
+        PrincipalConstraint::Eq(uid)
+        | PrincipalConstraint::In(uid)
+        | PrincipalConstraint::IsIn(_, uid) => Some(uid),
+    }
 }
 
 /// The service that a scope names; none: every service.
