@@ -1,7 +1,6 @@
 //! Peer to application: authenticate, authorize, connect, relay.
 
 mod http;
-mod path;
 mod proxy_header;
 
 use std::net::SocketAddr;
@@ -12,7 +11,6 @@ use ::http::uri::Scheme;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::sync::OwnedSemaphorePermit;
 
-pub use self::path::{Ambiguous, decided as decided_path};
 use crate::audit::{self, Direction, Kind, Record, Verdict};
 use crate::document::Node;
 use crate::exchange::{self, Meter};

@@ -6,6 +6,7 @@
 //! | file | answers |
 //! |---|---|
 //! | `policy/gate.rs` | what is decided on this connection, from memory where that is exact |
+//! | `policy/path.rs` | which path is decided on, if the application cannot read it as another |
 //! | `policy/cedar.rs` | which policies concern this principal at this service |
 //! | `policy/slice.rs` | what do those say, and what follows from it |
 //! | `policy/reads.rs` | which inputs can change what a slice says |
@@ -44,6 +45,7 @@ pub mod governance;
 mod lint;
 pub mod listing;
 mod metrics;
+pub mod path;
 mod reach;
 mod reads;
 mod scope;

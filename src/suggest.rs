@@ -20,9 +20,8 @@ use self::paths::Paths;
 use crate::audit::entry::Entry;
 use crate::audit::{Direction, Kind};
 use crate::identity::SpiffeId;
-use crate::inbound;
 use crate::outcome::Outcome;
-use crate::policy::DenialReason;
+use crate::policy::{DenialReason, path};
 
 pub use self::grants::{Grant, SuggestError, Suggestion};
 
@@ -326,7 +325,7 @@ fn asked(entry: &Entry<'_>) -> Result<(Verb, String), LeftOut> {
     if path.len() >= crate::audit::PATH_LIMIT || path.contains(char::REPLACEMENT_CHARACTER) {
         return Err(LeftOut::Cut);
     }
-    let path = inbound::decided_path(path).map_err(|_| LeftOut::Ambiguous)?;
+    let path = path::decided(path).map_err(|_| LeftOut::Ambiguous)?;
     let path = path.into_owned();
     Ok((Verb::of(&method).ok_or(LeftOut::TooMany)?, path))
 }

@@ -9,9 +9,8 @@ use anyhow::Context;
 
 use crate::config::Config;
 use crate::identity::SpiffeId;
-use crate::inbound;
 use crate::policy::asked::{self, Action, Asked, Inquiry, Sought, What};
-use crate::policy::{Governance, Settings, files};
+use crate::policy::{Governance, Settings, files, path};
 
 /// Which policy it is about.
 #[derive(Clone, Debug, clap::Args)]
@@ -177,7 +176,7 @@ impl Request {
 /// # Errors
 /// If the sidecar refuses it before policy is asked.
 pub fn decided(path: &str) -> anyhow::Result<String> {
-    let decided = inbound::decided_path(path);
+    let decided = path::decided(path);
     let decided = decided.with_context(|| {
         format!("{path}: the sidecar answers 400 to this, whatever policy says")
     })?;

@@ -7,13 +7,13 @@ use http::{HeaderValue, Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use super::{App, AppProtocol, Connection, path};
+use super::{App, AppProtocol, Connection};
 use crate::audit::Kind;
 use crate::exchange::{self, Exchange, Form, Reply, Upload};
 use crate::headers::{self, Identity};
 use crate::limits::Limit;
 use crate::outcome::Outcome;
-use crate::policy::Permit;
+use crate::policy::{Permit, path};
 use crate::serve;
 use crate::session::{Asked, Grant, Granted, Own, Running};
 use crate::target;

@@ -8,8 +8,7 @@ use proptest::test_runner::FileFailurePersistence;
 
 use super::*;
 use crate::audit::entry::Line;
-use crate::policy::{Act, DenialReason, Metrics, Place, Policy, Subject, files};
-use crate::{inbound, policy};
+use crate::policy::{self, Act, DenialReason, Metrics, Place, Policy, Subject, files};
 
 const CHECKOUT: &str = "spiffe://example.org/checkout";
 
@@ -419,7 +418,7 @@ proptest! {
         let methods: Vec<_> = asked.iter().map(|(method, _)| *method).collect();
         let (mut first, mut depths) = (Vec::new(), Vec::new());
         for (at, (method, path)) in asked.iter().enumerate() {
-            let Ok(path) = inbound::decided_path(path) else { continue };
+            let Ok(path) = path::decided(path) else { continue };
             if path.contains(char::REPLACEMENT_CHARACTER) { continue }
             let service = &services[at % services.len()];
             prop_assert!(put.allows(CHECKOUT, service, method, &path), "{method} {path}");
@@ -438,7 +437,7 @@ proptest! {
             depths.push(path.split('/').count());
         }
         // Never into a place, nor to a depth, in which nobody was seen.
-        if let Ok(path) = inbound::decided_path(&other) {
+        if let Ok(path) = path::decided(&other) {
             let first_of = path.split('/').nth(1).unwrap_or_default().to_owned();
             if !first.contains(&first_of) || !depths.contains(&path.split('/').count()) {
                 for service in &services {
