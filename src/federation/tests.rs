@@ -2,12 +2,10 @@ use std::collections::VecDeque;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use rcgen::SanType;
-use rustls::ServerConfig;
 use serde_json::json;
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
-use tokio_rustls::TlsAcceptor;
 
 use super::*;
 use crate::document::Document;
@@ -34,15 +32,7 @@ fn metrics() -> Metrics {
 async fn serve(minted: &Minted, answer: impl Into<Vec<u8>>) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let tls = ServerConfig::builder_with_provider(Arc::new(
-        rustls::crypto::aws_lc_rs::default_provider(),
-    ))
-    .with_protocol_versions(&[&rustls::version::TLS13])
-    .unwrap()
-    .with_no_client_auth()
-    .with_single_cert(minted.chain.clone(), minted.private_key())
-    .unwrap();
-    let acceptor = TlsAcceptor::from(Arc::new(tls));
+    let acceptor = minted.acceptor();
     let answer = answer.into();
     tokio::spawn(async move {
         while let Ok((stream, _)) = listener.accept().await {

@@ -8,7 +8,9 @@ use rcgen::{
     CustomExtension, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose,
     RevokedCertParams, SanType, SerialNumber,
 };
+use rustls::ServerConfig;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use tokio_rustls::TlsAcceptor;
 
 use super::{Bundle, Bundles, Material, SpiffeId, TrustDomain};
 
@@ -162,6 +164,18 @@ impl Minted {
 
     pub(crate) fn material(&self, bundles: Bundles) -> Result<Material, super::MaterialError> {
         Material::new(self.chain.clone(), self.private_key(), Arc::new(bundles))
+    }
+
+    /// Presents itself to whoever connects, and asks nobody who they are.
+    pub(crate) fn acceptor(&self) -> TlsAcceptor {
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let tls = ServerConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(self.chain.clone(), self.private_key())
+            .unwrap();
+        TlsAcceptor::from(Arc::new(tls))
     }
 }
 

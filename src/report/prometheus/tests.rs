@@ -1,10 +1,8 @@
 use std::error::Error;
 use std::net::SocketAddr;
 
-use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpListener;
-use tokio_rustls::TlsAcceptor;
 
 use super::*;
 use crate::identity::testing::{Ca, leaf};
@@ -201,15 +199,7 @@ async fn over_https_the_ca_vouches_and_the_token_is_sent() {
     let mut params = leaf("spiffe://example.org/prometheus");
     params.subject_alt_names = vec![rcgen::SanType::IpAddress([127, 0, 0, 1].into())];
     let minted = ours.mint(&params);
-    let tls = ServerConfig::builder_with_provider(Arc::new(
-        rustls::crypto::aws_lc_rs::default_provider(),
-    ))
-    .with_protocol_versions(&[&rustls::version::TLS13])
-    .unwrap()
-    .with_no_client_auth()
-    .with_single_cert(minted.chain.clone(), minted.private_key())
-    .unwrap();
-    let acceptor = TlsAcceptor::from(Arc::new(tls));
+    let acceptor = minted.acceptor();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let (asked, mut was_asked) = tokio::sync::mpsc::unbounded_channel();
