@@ -14,8 +14,9 @@ unpack prometheus alone
 PATH=$unpacked/usr/bin:$PATH
 version=$(prometheus --version 2>&1 | sed -n 's/^prometheus, version \([^ ]*\) .*/\1/p')
 step prometheus "unpacked (Debian's $version)"
-promtool check rules "$here/../../deploy/prometheus/"*.yaml >"$dir/rules.log" || fail "the alert rules of deploy/prometheus"
-step prometheus "the alert rules of deploy/prometheus are sound"
+promtool check rules "$here/../../deploy/prometheus/"*.yaml >"$dir/rules.log" || fail "the rules of deploy/prometheus"
+promtool test rules "$here/prometheus/"*.test.yaml >"$dir/rules.log" 2>&1 || fail "what the rules of deploy/prometheus say"
+step prometheus "the rules of deploy/prometheus are sound, and each alert is silent and fires when it should"
 
 ports app gate outbound outbound_helper metrics_invoices metrics_checkout metrics_helper server
 url=http://127.0.0.1:$server
