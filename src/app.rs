@@ -2,6 +2,7 @@
 
 mod needs;
 mod revocation;
+mod supervisor;
 
 use std::future::Future;
 use std::io;
@@ -142,6 +143,7 @@ pub fn run(config: Config) -> anyhow::Result<ExitCode> {
         ));
         directory.keep(config.dns, &names);
         tokio::spawn(clock.keep());
+        tokio::spawn(supervisor::tell(health.clone(), lifecycle.clone()));
         if let Some(loaded) = policy {
             tokio::spawn(loaded.keep());
         }
@@ -577,6 +579,7 @@ impl Signals {
             }
             if lifecycle.phase() == Phase::Running {
                 tracing::info!(?grace, "draining");
+                supervisor::stopping();
                 lifecycle.drain();
                 deadline.as_mut().reset(tokio::time::Instant::now() + grace);
             } else {

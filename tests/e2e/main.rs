@@ -28,5 +28,6 @@ mod sessions;
 mod smuggling;
 mod spoofing;
 mod suggest;
+mod supervisor;
 mod upstreams;
 mod withdrawal;

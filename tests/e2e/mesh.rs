@@ -287,7 +287,7 @@ pub(crate) struct Plan {
     outbound: Vec<String>,
     audit: Option<String>,
     identity: Option<String>,
-    ulimit: Option<&'static str>,
+    prelude: Option<String>,
     rest: Vec<String>,
 }
 
@@ -300,7 +300,7 @@ impl Plan {
             outbound: Vec::new(),
             audit: None,
             identity: None,
-            ulimit: None,
+            prelude: None,
             rest: Vec::new(),
         }
     }
@@ -347,6 +347,13 @@ impl Plan {
     #[must_use]
     pub(crate) fn audit(mut self, section: &str) -> Self {
         self.audit = Some(section.into());
+        self
+    }
+
+    /// A command of the shell before the sidecar, in its process: `export NAME=value`.
+    #[must_use]
+    pub(crate) fn after(mut self, prelude: impl Into<String>) -> Self {
+        self.prelude = Some(prelude.into());
         self
     }
 
@@ -408,10 +415,10 @@ impl Plan {
         let (program, config) = (dirs.program(name), config.to_str().unwrap());
         let log = dirs.file(&format!("{name}.log"));
         let run = ["run", "--config", config];
-        let mut process = match self.ulimit {
+        let mut process = match &self.prelude {
             None => Process::spawn(name, &program, &run, &log),
-            Some(ulimit) => {
-                let script = format!("ulimit {ulimit} && exec \"$0\" \"$@\"");
+            Some(prelude) => {
+                let script = format!("{prelude} && exec \"$0\" \"$@\"");
                 let args = [&["-c", &script, program.to_str().unwrap()], &run[..]].concat();
                 Process::spawn(name, Path::new("/bin/sh"), &args, &log)
             }
@@ -644,7 +651,7 @@ impl Mesh {
                 options.policy_keys
             ));
         plan.audit = options.audit;
-        plan.ulimit = options.ulimit;
+        plan.prelude = options.ulimit.map(|ulimit| format!("ulimit {ulimit}"));
         plan.rest.extend(options.b);
         let b = plan.start(&dirs, &issuer).await;
         let mut plan = Plan::new("a").outbound(b.inbound[0], &id("b"), &options.outbound);
