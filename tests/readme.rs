@@ -257,6 +257,32 @@ fn every_block_is_closed_and_every_link_within_leads_to_a_heading() {
 }
 
 #[test]
+fn rules_and_dashboards_ask_for_metrics_that_there_are() {
+    let told = first_cells(METRICS);
+    let mut asked = BTreeSet::new();
+    for dir in ["deploy/prometheus", "deploy/grafana"] {
+        for file in files(&root().join(dir)) {
+            let text = std::fs::read_to_string(&file).unwrap();
+            let words = text.split(|c: char| !(c.is_ascii_alphanumeric() || "_:".contains(c)));
+            // Recorded series have a colon in their names.
+            asked.extend(
+                words
+                    .filter(|word| word.starts_with("doorward_"))
+                    .map(ToOwned::to_owned),
+            );
+        }
+    }
+    assert!(asked.len() > 30, "{asked:?}");
+    for name in asked {
+        let family = ["_bucket", "_sum", "_count"]
+            .iter()
+            .find_map(|end| name.strip_suffix(end));
+        let known = told.contains(&name) || family.is_some_and(|family| told.contains(family));
+        assert!(known, "{name} is not in the README");
+    }
+}
+
+#[test]
 fn every_example_is_sound() {
     let mut checked = 0;
     for file in files(&root().join("examples")) {

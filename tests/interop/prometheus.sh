@@ -121,6 +121,16 @@ report 1 --since 10m
 check live "{\"allowed\": 13, \"denied\": 3, \"helper\": 2, \"requests\": 13, \"secrets\": 2}"
 step prometheus "of three scraped sidecars: 18 requests, a restart, counts exact, what is unused, dormant, due or down"
 
+# What a counter begins with is no increase.
+for round in 1 2; do
+    expect 403 "a dry run" -X DELETE "http://127.0.0.1:$outbound/"
+    expect 200 "with a password" -u user:password "http://127.0.0.1:$outbound/"
+    await 20 "round $round is scraped" value_is 'sum(doorward_decisions_total{decision="denied"})' "$round"
+done
+answered=$(python3 "$here/prometheus/dashboard.py" "$url" "$here/../../deploy/grafana/doorward.json" 2>"$dir/dashboard.log") ||
+    fail "the dashboard of deploy/grafana"
+step prometheus "the dashboard of deploy/grafana: $answered"
+
 report 2 --since 10m --match 'job="another"'
 grep -q 'has no sample of any sidecar' "$dir/report.log" || fail "a fleet that is not there"
 report 2 --since 10m --match 'job='
