@@ -467,7 +467,8 @@ impl Share {
         let mut close: Vec<Box<dyn Fn()>> = Vec::new();
         for (settings, bound) in bound {
             let address = bound.address().clone();
-            let listener = match Listener::new(bound) {
+            let silence = settings.listener().silence();
+            let listener = match Listener::new(bound, silence) {
                 Ok(listener) => listener,
                 Err(error) => return self.give_up(&format!("cannot listen on {address}"), &error),
             };

@@ -161,6 +161,7 @@ impl Inbound {
         let app = App {
             address: settings.app.clone(),
             timeout: settings.listener.connect_timeout,
+            silence: settings.listener.tcp_user_timeout,
         };
         Arc::new(Self {
             acceptor,
@@ -392,11 +393,13 @@ impl Connection {
 struct App {
     address: Address,
     timeout: Duration,
+    silence: Duration,
 }
 
 impl App {
     async fn connect(&self) -> Result<Stream, DialError> {
-        match tokio::time::timeout(self.timeout, listen::connect(&self.address)).await {
+        let connecting = listen::connect(&self.address, self.silence);
+        match tokio::time::timeout(self.timeout, connecting).await {
             Ok(connected) => connected.map_err(DialError::Connect),
             Err(_) => Err(DialError::Timeout(self.timeout)),
         }

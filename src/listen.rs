@@ -1,5 +1,7 @@
 //! Where do connections come from? Sockets bound before anything starts, and the one accept loop.
 
+mod silence;
+
 use std::fmt;
 use std::future::Future;
 use std::io;
@@ -93,8 +95,12 @@ pub struct Settings {
     pub idle_timeout: Duration,
     /// How long a request's head may take, and how long a kept HTTP/1.1 connection may idle.
     pub header_timeout: Duration,
-    /// An HTTP connection whose other side takes nothing of what is to be written for this long is closed.
+    /// An HTTP connection whose other side takes nothing of what is to be written for this long is closed, and
+    /// so is any accepted connection whose other side gives no sign of life.
     pub stall_timeout: Duration,
+    /// A connection opened onwards whose other side gives no sign of life, or takes nothing, for this long is
+    /// closed.
+    pub tcp_user_timeout: Duration,
 }
 
 impl Settings {
@@ -123,6 +129,9 @@ impl Settings {
         );
         let header_timeout = timeout(section, "header_timeout", MINUTE, MINUTE * 60);
         let stall_timeout = timeout(section, "stall_timeout", MINUTE * 5, MINUTE * 60 * 24);
+        let tcp_user_timeout = section.or("tcp_user_timeout", MINUTE * 2, |node| {
+            node.duration(Duration::from_secs(1)..=MINUTE * 60 * 24)
+        });
         let idle_timeout = timeout(section, "idle_timeout", MINUTE * 60, MINUTE * 60 * 24 * 366);
         Some(Self {
             listen: listen?,
@@ -134,7 +143,17 @@ impl Settings {
             idle_timeout: idle_timeout?,
             header_timeout: header_timeout?,
             stall_timeout: stall_timeout?,
+            tcp_user_timeout: tcp_user_timeout?,
         })
+    }
+}
+
+impl Settings {
+    /// For how long an accepted connection may give no sign of life. A little more than `stall_timeout`: who
+    /// lives and takes nothing is for us to give up, and to tell of.
+    #[must_use]
+    pub fn silence(&self) -> Duration {
+        self.stall_timeout + Duration::from_secs(5)
     }
 }
 
@@ -270,14 +289,16 @@ enum Inner {
 }
 
 impl Listener {
-    /// Hands `bound` to the runtime that calls this, and lets connections in.
+    /// Hands `bound` to the runtime that calls this, and lets connections in. A TCP connection whose other
+    /// side gives no sign of life for `silence` fails.
     ///
     /// # Errors
     /// When somebody else was faster, or the runtime cannot watch the socket.
-    pub fn new(bound: Bound) -> io::Result<Self> {
+    pub fn new(bound: Bound, silence: Duration) -> io::Result<Self> {
         if let Address::Tcp(address) = bound.1 {
             let claim = bound.2.get_or_init(|| claim(address));
             claim.map_err(io::Error::from)?;
+            silence::bound(&bound.0, silence)?;
         }
         bound.0.listen(BACKLOG)?;
         Ok(Self(match bound.1 {
@@ -429,15 +450,17 @@ impl fmt::Display for Source {
     }
 }
 
-/// Connects to `address`, with `TCP_NODELAY` set before the first byte: without it full handshakes stall.
+/// Connects to `address`, with `TCP_NODELAY` set before the first byte: without it full handshakes stall. A TCP
+/// connection whose other side gives no sign of life for `silence` fails.
 ///
 /// # Errors
 /// What the operating system says, or that only those descriptors are left that connections do not get.
-pub async fn connect(address: &Address) -> io::Result<Stream> {
+pub async fn connect(address: &Address, silence: Duration) -> io::Result<Stream> {
     let stream = match address {
         Address::Tcp(address) => {
             let stream = TcpStream::connect(address).await?;
             stream.set_nodelay(true)?;
+            silence::bound(&stream, silence)?;
             Stream::Tcp(stream)
         }
         Address::Unix(path) => Stream::Unix(UnixStream::connect(path).await?),
@@ -580,10 +603,12 @@ mod tests {
             let any = "127.0.0.1:0".parse().unwrap();
             let mut first = bind(&any, workers).unwrap();
             let mut second = bind(first[0].address(), workers).unwrap();
-            let listening = first.drain(..).map(|bound| Listener::new(bound).unwrap());
+            let listening = first
+                .drain(..)
+                .map(|bound| Listener::new(bound, MINUTE).unwrap());
             let _listening: Vec<_> = listening.collect();
             for bound in second.drain(..) {
-                let refused = Listener::new(bound).unwrap_err();
+                let refused = Listener::new(bound, MINUTE).unwrap_err();
                 assert_eq!(refused.kind(), io::ErrorKind::AddrInUse);
             }
         }

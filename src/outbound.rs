@@ -206,6 +206,7 @@ impl Outbound {
         let connections = worker.metrics.upstream.connections(&service);
         let way = Way {
             timeout: settings.listener.connect_timeout,
+            silence: settings.listener.tcp_user_timeout,
             queue: Queue::new(settings.limits, connections),
             connector,
             identity: worker.identity.clone(),
@@ -373,6 +374,7 @@ struct Route {
 #[derive(Debug)]
 struct Way {
     timeout: Duration,
+    silence: Duration,
     queue: Arc<Queue>,
     connector: Connector,
     identity: Arc<Live<Endpoint>>,
@@ -397,7 +399,8 @@ impl Route {
         let place = self.way.queue.open()?;
         let timeout = self.way.timeout;
         let address = Address::Tcp(self.address);
-        match tokio::time::timeout(timeout, listen::connect(&address)).await {
+        let connecting = listen::connect(&address, self.way.silence);
+        match tokio::time::timeout(timeout, connecting).await {
             Ok(connected) => Ok(Held {
                 stream: connected.map_err(DialError::Connect)?,
                 _place: place,
