@@ -1,5 +1,6 @@
 //! What does the process tell about itself? Log lines on stderr, and Prometheus families.
 
+pub mod asked;
 pub mod merge;
 pub mod names;
 

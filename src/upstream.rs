@@ -37,6 +37,7 @@ use crate::outcome::Outcome;
 use crate::serve::LAST_WORDS;
 use crate::session::{Granted, Own, Running, Standing};
 use crate::target;
+use crate::telemetry::asked::AskedGauges;
 use crate::telemetry::chain;
 use crate::tls::HandshakeError;
 
@@ -167,6 +168,7 @@ pub struct Metrics {
     retries: IntCounterVec,
     unretried: IntCounterVec,
     connections: IntGaugeVec,
+    ejected: AskedGauges,
 }
 
 impl Metrics {
@@ -211,7 +213,15 @@ impl Metrics {
                 ),
                 &["service"],
             )?,
+            ejected: AskedGauges::new(
+                Opts::new(
+                    "doorward_upstream_ejected",
+                    "Addresses of a peer that workers leave out now, summed over the workers.",
+                ),
+                &["service"],
+            )?,
         };
+        registry.register(Box::new(metrics.ejected.clone()))?;
         registry.register(Box::new(metrics.connections.clone()))?;
         registry.register(Box::new(metrics.failures.clone()))?;
         registry.register(Box::new(metrics.ejections.clone()))?;
@@ -241,6 +251,11 @@ impl Metrics {
     #[must_use]
     pub fn connections(&self, service: &str) -> IntGauge {
         self.connections.with_label_values(&[service])
+    }
+
+    /// `count` says how many addresses of `service` are left out, as long as there is somebody to say it.
+    pub fn ejected(&self, service: &str, count: impl Fn() -> Option<i64> + Send + Sync + 'static) {
+        self.ejected.ask(&[service], count);
     }
 
     /// The counter of addresses of `service` left out.

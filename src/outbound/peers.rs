@@ -90,6 +90,9 @@ impl Peers {
             service,
         });
         peers.refresh();
+        let of_these = Arc::downgrade(&peers);
+        let metrics = &worker.metrics.upstream;
+        metrics.ejected(&peers.service, move || Some(of_these.upgrade()?.left_out()));
         tokio::spawn(Self::follow(Arc::downgrade(&peers), peers.known.clone()));
         peers
     }
@@ -441,6 +444,14 @@ impl Peers {
             let (address, error) = (instance.address, chain(why));
             tracing::warn!(to = %self.service, %address, ?out, %error, "an address keeps failing and is left out for a while");
         }
+    }
+
+    /// How many addresses are left out now, whether for failing or at their own wish.
+    fn left_out(&self) -> i64 {
+        let now = self.began.elapsed();
+        let instances = self.instances.load();
+        let out = instances.iter().filter(|one| one.health.ejected(now));
+        i64::try_from(out.count()).unwrap_or(i64::MAX)
     }
 
     /// Whether there is no choice.

@@ -307,6 +307,10 @@ async fn an_address_that_asks_to_be_left_alone_is() {
     several.know(2.0).await;
     let busy = get(several.a.outbound[0], "/busy?s=30").await;
     assert_eq!((busy.status, busy.header("retry-after")), (503, "30"));
+    several
+        .a
+        .counts("doorward_upstream_ejected", &[], 2.0)
+        .await;
     // Each was asked once, the second in place of the first, and neither is at fault.
     assert_eq!(several.seen(), [1, 1]);
     let metrics = several.a.metrics().await;
