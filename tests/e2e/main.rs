@@ -10,6 +10,7 @@ mod audit;
 mod authentication;
 mod authorization;
 mod drain;
+mod faults;
 mod federation;
 mod files;
 mod floods;

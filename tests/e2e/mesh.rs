@@ -18,6 +18,7 @@ mod app;
 mod ca;
 mod client;
 mod dns;
+mod held;
 mod process;
 mod provider;
 
@@ -33,6 +34,7 @@ pub(crate) use self::app::{App, Seen};
 pub(crate) use self::ca::{Ca, Minted, leaf, uri};
 pub(crate) use self::client::{Answer, Client, Http, Tls, ask, get, raw, request, status_of};
 pub(crate) use self::dns::{Dns, NAME, Says};
+pub(crate) use self::held::{Held, nothing_is_left};
 pub(crate) use self::process::{Metrics, Process};
 pub(crate) use self::provider::Provider;
 
@@ -288,6 +290,7 @@ pub(crate) struct Plan {
     audit: Option<String>,
     identity: Option<String>,
     prelude: Option<String>,
+    network: Option<String>,
     rest: Vec<String>,
 }
 
@@ -301,6 +304,7 @@ impl Plan {
             audit: None,
             identity: None,
             prelude: None,
+            network: None,
             rest: Vec::new(),
         }
     }
@@ -364,13 +368,21 @@ impl Plan {
         self
     }
 
+    /// Runs it in the network namespace that the file `network` stands for.
+    #[must_use]
+    pub(crate) fn network(mut self, network: impl Into<String>) -> Self {
+        self.network = Some(network.into());
+        self
+    }
+
     fn yaml(&self, socket: &Path, audit: &Path) -> String {
         let default = format!("{{ workload_api: 'unix://{}' }}", socket.display());
         let identity = self.identity.as_ref().unwrap_or(&default);
-        let mut text = format!("identity: {identity}\nmetrics: {{ listen: '127.0.0.1:0' }}\n");
+        let mut text = format!("identity: {identity}\n");
         // An issuer that is not root sees no executable of a process that hides its memory.
         let dumpable = !nix::unistd::geteuid().is_root();
         for (key, section) in [
+            ("metrics", "{ listen: '127.0.0.1:0' }".into()),
             (
                 "log",
                 "{ format: json, level: 'info,doorward=debug' }".into(),
@@ -415,9 +427,14 @@ impl Plan {
         let (program, config) = (dirs.program(name), config.to_str().unwrap());
         let log = dirs.file(&format!("{name}.log"));
         let run = ["run", "--config", config];
-        let mut process = match &self.prelude {
-            None => Process::spawn(name, &program, &run, &log),
-            Some(prelude) => {
+        let mut process = match (&self.prelude, &self.network) {
+            (None, None) => Process::spawn(name, &program, &run, &log),
+            (None, Some(network)) => {
+                let network = format!("--net={network}");
+                let args = [&[&network, program.to_str().unwrap()], &run[..]].concat();
+                Process::spawn(name, Path::new("nsenter"), &args, &log)
+            }
+            (Some(prelude), _) => {
                 let script = format!("{prelude} && exec \"$0\" \"$@\"");
                 let args = [&["-c", &script, program.to_str().unwrap()], &run[..]].concat();
                 Process::spawn(name, Path::new("/bin/sh"), &args, &log)
