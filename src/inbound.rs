@@ -373,7 +373,12 @@ impl Connection {
                 .outcome()
         };
         let lost = self.standing.lost(Own::Shown, Granted::Whole(grant));
-        session::run(work, lost, &self.inbound.worker.lifecycle).await
+        let outcome = session::run(work, lost, &self.inbound.worker.lifecycle).await;
+        // TLS tells the peer by ending without its `close_notify`.
+        if outcome != Outcome::Completed {
+            listen::break_off(&app);
+        }
+        outcome
     }
 
     /// Opens a TCP session to the application, which a permit allows.

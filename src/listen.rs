@@ -16,7 +16,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use backon::{BackoffBuilder, ExponentialBuilder};
-use socket2::{Domain, SockAddr, Socket, Type};
+use socket2::{Domain, SockAddr, SockRef, Socket, Type};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -467,6 +467,13 @@ pub async fn connect(address: &Address, silence: Duration) -> io::Result<Stream>
     };
     Use::Onwards.may_have(&stream)?;
     Ok(stream)
+}
+
+/// Makes closing `socket` a reset where it is a TCP connection: whoever is at its other end must not take what
+/// was broken off for what is complete.
+pub fn break_off(socket: &impl AsFd) {
+    // If it has been reset by the other end already, nobody is left to be told.
+    let _ = SockRef::from(socket).set_linger(Some(Duration::ZERO));
 }
 
 /// A TCP or Unix stream.

@@ -8,6 +8,7 @@ pub mod retry;
 use std::fmt;
 use std::io;
 use std::net::{Ipv6Addr, SocketAddr};
+use std::os::fd::AsFd;
 use std::pin::Pin;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -290,16 +291,20 @@ struct Connection {
 impl Connection {
     async fn serve_tcp<IO>(self, mut stream: IO)
     where
-        IO: AsyncRead + AsyncWrite + Unpin,
+        IO: AsyncRead + AsyncWrite + AsFd + Unpin,
     {
         let outbound = &*self.outbound;
         let session = outbound.meter.session(exchange::Kind::Tcp);
         let Ok(mut record) = outbound.worker.audit.open(Kind::Connection, &self.facts) else {
+            listen::break_off(&stream);
             return session.ended(Outcome::AuditUnavailable);
         };
         record.if_dropped(Outcome::Cut);
         let mut passed = Passed::default();
         let outcome = self.relay_tcp(&mut stream, &mut record, &mut passed).await;
+        if outcome != Outcome::Completed {
+            listen::break_off(&stream);
+        }
         session.ended(outcome);
         record.finish(outcome, passed.from_a, passed.from_b);
     }

@@ -1,6 +1,7 @@
 //! What do the first bytes say? And how are they given back to whoever reads next?
 
 use std::io::{self, IoSlice};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -110,6 +111,12 @@ impl<IO> Prefixed<IO> {
     /// The bytes not read again yet, and the connection underneath.
     pub fn into_parts(self) -> (Bytes, IO) {
         (self.prefix, self.io)
+    }
+}
+
+impl<IO: AsFd> AsFd for Prefixed<IO> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.io.as_fd()
     }
 }
 

@@ -3,6 +3,7 @@
 //! breaks" names these tests.
 
 mod apps;
+mod tcp;
 mod uploads;
 
 use std::net::SocketAddr;
