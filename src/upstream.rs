@@ -492,7 +492,8 @@ impl<D: Dial> Pool<D> {
         let mut attempt = 0;
         loop {
             attempt += 1;
-            let connection = match self.kept(wanted) {
+            // Where one kept connection turned out to be closed, the others probably are too.
+            let connection = match self.kept(wanted).filter(|_| attempt == 1) {
                 Some(connection) => connection,
                 // Rare, and large: dialling has no place in the future of every request.
                 None => Box::pin(self.open(wanted)).await?,

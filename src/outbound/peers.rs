@@ -171,7 +171,9 @@ impl Peers {
         let mut attempt = 0;
         loop {
             attempt += 1;
-            let connection = match instance.pool.kept(wanted) {
+            // Where one kept connection turned out to be closed, the others probably are too.
+            let kept = instance.pool.kept(wanted).filter(|_| attempt == 1);
+            let connection = match kept {
                 Some(connection) => connection,
                 // Rare, and large: dialling has no place in the future of every request.
                 None => {

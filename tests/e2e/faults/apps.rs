@@ -1,6 +1,8 @@
 //! The application behind the peer's sidecar fails.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -11,10 +13,10 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
 use super::{
-    End, Faulty, Routes, Sees, Turns, ask, calling, getting, head,
+    AT_ONCE, End, Faulty, Routes, Sees, Turns, ask, calling, eventually, getting, head,
     reset_at_the_end,
 };
-use crate::mesh::Http;
+use crate::mesh::{Client, Http, request};
 
 /// What takes longer is given up in these tests.
 const HASTE: &str = "connect_timeout: 500ms, response_timeout: 500ms";
@@ -246,6 +248,52 @@ async fn a_response_that_comes_a_byte_at_a_time_arrives_whole() {
         assert_eq!(seen, Sees::Whole("abcdefghijklmnopqrstuvwxyz".into()));
     };
     routes.again_and_again(round).await;
+}
+
+#[tokio::test]
+async fn a_kept_connection_that_closes_as_a_request_comes_costs_nothing_that_may_be_asked_again() {
+    let taken = Arc::new(AtomicUsize::new(0));
+    let count = taken.clone();
+    // The first request on each connection is answered; the second one is read, and the connection closed.
+    let app = Faulty::new(move |mut stream| {
+        let count = count.clone();
+        async move {
+            head(&mut stream).await?;
+            stream
+                .write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nwell")
+                .await?;
+            head(&mut stream).await?;
+            count.fetch_add(1, Ordering::SeqCst);
+            End::Close.of(stream).await
+        }
+    })
+    .await;
+    let routes = Routes::to(&[(app.address, HTTP1, "")]).await;
+    let entrance = routes.a.outbound[0];
+    let round = async || {
+        let seen = ask(entrance, Http::One, getting(Http::One)).await;
+        assert_eq!(seen, Sees::Whole("well".into()));
+    };
+    routes.again_and_again_keeping(AT_ONCE, round).await;
+    assert!(
+        taken.load(Ordering::SeqCst) > 50,
+        "kept connections were used"
+    );
+
+    // What may do something twice is told to have failed, and it was sent once.
+    let mut client = Client::connect(entrance, Http::One).await;
+    eventually("a POST meets a kept connection", async || {
+        let before = taken.load(Ordering::SeqCst);
+        let answer = client.ask(request("POST", "/")).await.unwrap();
+        match answer.status {
+            200 => None,
+            status => {
+                assert_eq!((status, taken.load(Ordering::SeqCst)), (502, before + 1));
+                Some(())
+            }
+        }
+    })
+    .await;
 }
 
 /// Where nobody listens.
