@@ -544,6 +544,9 @@ struct Signals {
 impl Signals {
     fn new() -> anyhow::Result<Self> {
         let of = |kind| signal(kind).context("cannot receive signals");
+        // A file that may grow no longer is an error of whoever writes, not the end of us. Once taken, a
+        // signal stays so.
+        drop(of(SignalKind::from_raw(nix::libc::SIGXFSZ))?);
         Ok(Self {
             terminate: of(SignalKind::terminate())?,
             interrupt: of(SignalKind::interrupt())?,

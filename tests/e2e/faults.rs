@@ -3,6 +3,7 @@
 //! breaks" names these tests.
 
 mod apps;
+mod process;
 mod tcp;
 mod uploads;
 
