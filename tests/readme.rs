@@ -220,6 +220,32 @@ fn every_row_of_what_ends_a_session_names_its_test() {
 }
 
 #[test]
+fn every_row_of_what_breaks_names_its_test_and_every_such_test_has_a_row() {
+    let mut texts: Vec<_> = files(&root().join("tests/e2e/faults"))
+        .iter()
+        .map(|file| std::fs::read_to_string(file).unwrap())
+        .collect();
+    texts.push(std::fs::read_to_string(root().join("tests/faults.rs")).unwrap());
+    let mut tests = BTreeSet::new();
+    for text in &texts {
+        for test in text.split("\nasync fn ").skip(1) {
+            let name = test.split('(').next().unwrap();
+            // Helpers have short names.
+            if name.matches('_').count() >= 5 {
+                tests.insert(name.to_owned());
+            }
+        }
+    }
+    let rows = rows("### When something breaks").skip(1);
+    let named: BTreeSet<_> = rows
+        .map(|row| row.last().unwrap().clone())
+        .filter(|name| name.starts_with('`'))
+        .map(|name| name.trim_matches('`').to_owned())
+        .collect();
+    assert_eq!(named, tests);
+}
+
+#[test]
 fn every_block_is_closed_and_every_link_within_leads_to_a_heading() {
     let readme = std::fs::read_to_string(root().join("README.md")).unwrap();
     let (mut headings, mut prose, mut opened) = (BTreeSet::new(), String::new(), None);

@@ -3,6 +3,7 @@
 //! breaks" names these tests.
 
 mod apps;
+mod peers;
 mod process;
 mod tcp;
 mod uploads;
