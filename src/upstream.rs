@@ -492,8 +492,7 @@ impl<D: Dial> Pool<D> {
         let mut attempt = 0;
         loop {
             attempt += 1;
-            // Where one kept connection turned out to be closed, the others probably are too.
-            let connection = match self.kept(wanted).filter(|_| attempt == 1) {
+            let connection = match self.kept_at(attempt, wanted) {
                 Some(connection) => connection,
                 // Rare, and large: dialling has no place in the future of every request.
                 None => Box::pin(self.open(wanted)).await?,
@@ -594,6 +593,15 @@ impl<D: Dial> Pool<D> {
             .await
             .map_err(SendError::Exchange)?;
         Ok((response, standing))
+    }
+
+    /// A connection that is open already, for the first attempt at a request: where one of them turned out to
+    /// be closed, the others probably are too.
+    pub fn kept_at(&self, attempt: usize, wanted: Wanted) -> Option<Connection> {
+        if attempt > 1 {
+            return None;
+        }
+        self.kept(wanted)
     }
 
     /// A connection that is open already.

@@ -171,9 +171,7 @@ impl Peers {
         let mut attempt = 0;
         loop {
             attempt += 1;
-            // Where one kept connection turned out to be closed, the others probably are too.
-            let kept = instance.pool.kept(wanted).filter(|_| attempt == 1);
-            let connection = match kept {
+            let connection = match instance.pool.kept_at(attempt, wanted) {
                 Some(connection) => connection,
                 // Rare, and large: dialling has no place in the future of every request.
                 None => {
