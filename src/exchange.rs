@@ -32,7 +32,7 @@ use crate::outcome::Outcome;
 use crate::relay::{self, Passed};
 use crate::secrets::{Action, Carried};
 use crate::session::Place;
-use crate::upstream::{Dial, Lease};
+use crate::upstream::{Coming, Dial, Lease};
 
 /// One HTTP request and its response.
 pub struct Exchange {
@@ -163,6 +163,12 @@ impl Exchange {
         }
     }
 
+    /// Whether it was.
+    #[must_use]
+    pub fn is_revoked(&self) -> bool {
+        self.revoked.get().is_some()
+    }
+
     fn broken_off(&self) -> Option<BrokenOff> {
         Some(BrokenOff::Revoked {
             why: *self.revoked.get()?,
@@ -217,7 +223,7 @@ impl Exchange {
     /// Turns the response of the other side into one that counts, and that returns `lease` at its end.
     pub fn pass_on<D: Dial>(
         self: Arc<Self>,
-        response: Response<Incoming>,
+        response: Response<Coming>,
         lease: Option<Lease<D>>,
     ) -> Response<Reply<D>> {
         self.answered(response.status());
@@ -227,6 +233,7 @@ impl Exchange {
                 body,
                 exchange: self,
                 lease,
+                ended: false,
             };
             if ended {
                 download.end(Outcome::Completed);
@@ -236,7 +243,7 @@ impl Exchange {
     }
 
     /// Passes on that the other side has changed its protocol. The exchange goes on.
-    pub fn switch<D: Dial>(&self, response: Response<Incoming>) -> Response<Reply<D>> {
+    pub fn switch<D: Dial>(&self, response: Response<Coming>) -> Response<Reply<D>> {
         self.leave_place();
         self.answered(response.status());
         let mut response = response.map(|_| Reply::empty());
@@ -392,6 +399,9 @@ pub enum BrokenOff {
     /// The side it came from failed.
     #[error(transparent)]
     Failed(#[from] hyper::Error),
+    /// The same, on an HTTP/2 connection that we opened.
+    #[error("the stream broke off")]
+    Stream(#[source] h2::Error),
     /// What the exchange stood on is gone.
     #[error("access ended while it was in use: {}", why.label())]
     Revoked {
@@ -401,6 +411,21 @@ pub enum BrokenOff {
         #[source]
         reset: h2::Error,
     },
+}
+
+impl BrokenOff {
+    /// What HTTP/2 is told of it: the same as the side it came from said, if it did.
+    #[must_use]
+    pub fn reset(&self) -> h2::Reason {
+        let mut cause: Option<&dyn std::error::Error> = Some(self);
+        while let Some(error) = cause {
+            if let Some(reason) = error.downcast_ref().and_then(h2::Error::reason) {
+                return reason;
+            }
+            cause = error.source();
+        }
+        h2::Reason::INTERNAL_ERROR
+    }
 }
 
 /// How an exchange ends whose caller does not send the request's body to its end.
@@ -445,6 +470,15 @@ impl Upload {
     #[must_use]
     pub fn empty() -> Self {
         Self(None)
+    }
+
+    /// Completes when it may no longer go on, for whoever waits for other things than the body.
+    pub fn poll_broken_off(&self, cx: &Context<'_>) -> Poll<BrokenOff> {
+        let Some(Sending { exchange, .. }) = &self.0 else {
+            return Poll::Pending;
+        };
+        ready!(exchange.poll_revoked(Flow::Request, cx));
+        exchange.broken_off().map_or(Poll::Pending, Poll::Ready)
     }
 }
 
@@ -575,9 +609,10 @@ impl<D: Dial> fmt::Debug for Reply<D> {
 
 /// The other side's response body, counted.
 pub struct Download<D: Dial> {
-    body: Incoming,
+    body: Coming,
     exchange: Arc<Exchange>,
     lease: Option<Lease<D>>,
+    ended: bool,
 }
 
 impl<D: Dial> Download<D> {
@@ -611,13 +646,29 @@ impl<D: Dial> Download<D> {
             Some(Err(_)) => self.end(Outcome::UpstreamFailed),
             None => self.end(Outcome::Completed),
         }
-        Poll::Ready(frame.map(|frame| frame.map_err(BrokenOff::Failed)))
+        Poll::Ready(frame)
     }
 
     fn end(&mut self, outcome: Outcome) {
+        self.ended = true;
         self.exchange.end(outcome);
         if let (Some(lease), Outcome::Completed) = (self.lease.take(), outcome) {
             lease.finished();
+        }
+    }
+}
+
+impl<D: Dial> Drop for Download<D> {
+    fn drop(&mut self) {
+        if self.ended {
+            return;
+        }
+        if self.body.is_whole() {
+            // Nobody asks for the end of a body whose length is known.
+            self.end(Outcome::Completed);
+        } else {
+            // The request's body may still be on its way, in a task of its own.
+            self.exchange.revoke(Outcome::ClientGone);
         }
     }
 }

@@ -297,7 +297,7 @@ fn how(error: &hyper::Error) -> Ended {
         .filter(|error| error.is_go_away() && error.is_library());
     if let Some(BrokenOff::Revoked { why, .. }) = body {
         (*why).into()
-    } else if let Some(BrokenOff::Failed(_)) = body {
+    } else if let Some(BrokenOff::Failed(_) | BrokenOff::Stream(_)) = body {
         Outcome::UpstreamFailed.into()
     } else if error.is_timeout() {
         Ended::at(Limit::HeaderTime)

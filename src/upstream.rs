@@ -4,16 +4,17 @@
 //! plain. What differs is how to [`Dial`]. An HTTP/2 connection is shared by many requests; an HTTP/1.1
 //! connection is lent to one at a time and comes back when the response has been read to its end.
 
+mod coming;
+pub(crate) mod http2;
 mod queue;
+mod stream;
 
 use std::collections::VecDeque;
 use std::fmt;
 use std::future::Future;
 use std::io;
-use std::pin::Pin;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant, SystemTime};
 
 use futures_util::StreamExt;
@@ -21,13 +22,12 @@ use futures_util::stream::FuturesUnordered;
 use http::uri::Scheme;
 use http::{Request, Response};
 use http_body::Body as _;
-use hyper::body::Incoming;
-use hyper::client::conn::{http1, http2};
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
 use prometheus::{IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::sync::oneshot;
+use tokio::io::{AsyncRead, AsyncWrite};
 
+pub use self::coming::Coming;
 pub use self::queue::{Limits, Place, Queue};
 use crate::descriptors;
 use crate::discovery::ResolveError;
@@ -109,6 +109,9 @@ pub enum DialError {
     /// HTTP could not be started on the connection.
     #[error("the connection does not speak HTTP")]
     Http(#[source] hyper::Error),
+    /// HTTP/2 could not be started on it.
+    #[error("the connection does not speak HTTP/2")]
+    Http2(#[source] h2::Error),
 }
 
 /// Why a request got no response.
@@ -129,6 +132,12 @@ pub enum SendError {
     /// It may have been received.
     #[error("the connection failed before a response came")]
     Exchange(#[source] hyper::Error),
+    /// The same of a stream on an HTTP/2 connection.
+    #[error("the stream failed before a response came")]
+    Stream(#[source] h2::Error),
+    /// It was received, and certainly not acted on (RFC 9113 §8.7): there was no room for it.
+    #[error("the other side has no room for the request")]
+    Unprocessed(#[source] h2::Error),
 }
 
 impl DialError {
@@ -141,7 +150,7 @@ impl DialError {
             Self::Unresolved(_) | Self::Timeout(_) => Outcome::UpstreamTimeout,
             Self::Handshake(error) => error.outcome(),
             Self::Full => Outcome::Overloaded,
-            Self::Http(_) => Outcome::UpstreamFailed,
+            Self::Http(_) | Self::Http2(_) => Outcome::UpstreamFailed,
         }
     }
 }
@@ -155,7 +164,17 @@ impl SendError {
             Self::Lost(why) => *why,
             Self::Target(_) => Outcome::BadRequest,
             Self::Late(_) => Outcome::UpstreamTimeout,
-            Self::Exchange(_) => Outcome::UpstreamFailed,
+            Self::Exchange(_) | Self::Stream(_) | Self::Unprocessed(_) => Outcome::UpstreamFailed,
+        }
+    }
+}
+
+impl From<h2::Error> for SendError {
+    fn from(error: h2::Error) -> Self {
+        if stream::is_refused(&error) {
+            Self::Unprocessed(error)
+        } else {
+            Self::Stream(error)
         }
     }
 }
@@ -195,14 +214,14 @@ impl Metrics {
             retries: IntCounterVec::new(
                 Opts::new(
                     "doorward_upstream_retries_total",
-                    "Requests that were sent to another address after they may have been received, by why.",
+                    "Requests that were sent once more, most of them to another address, after they were or may have been received, by why.",
                 ),
                 &["service", "why"],
             )?,
             unretried: IntCounterVec::new(
                 Opts::new(
                     "doorward_upstream_retries_over_budget_total",
-                    "Requests that were not sent to another address because too many were.",
+                    "Requests that were not sent once more because too many were.",
                 ),
                 &["service"],
             )?,
@@ -236,13 +255,13 @@ impl Metrics {
         self.failures.with_label_values(&[service, outcome]).inc();
     }
 
-    /// A request to `service` goes to another address.
+    /// A request to `service` is sent once more.
     pub fn retried(&self, service: &str, why: Again) {
         let labels = [service, why.label()];
         self.retries.with_label_values(&labels).inc();
     }
 
-    /// A request to `service` could have gone to another address, but for the budget.
+    /// A request to `service` could have been sent once more, but for the budget.
     pub fn not_retried(&self, service: &str) {
         self.unretried.with_label_values(&[service]).inc();
     }
@@ -265,7 +284,7 @@ impl Metrics {
     }
 }
 
-/// Why a request is sent once more that may have been received.
+/// Why a request is sent once more that was, or may have been, received.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Again {
     /// The connection failed before a response came.
@@ -274,6 +293,8 @@ pub enum Again {
     Late,
     /// The other side said that it had not done it, and when to come back.
     RetryAfter,
+    /// The other side refused the stream: nothing was done about it, whatever was asked.
+    Unprocessed,
 }
 
 impl Again {
@@ -284,6 +305,7 @@ impl Again {
             Self::Failed => "failed",
             Self::Late => "late",
             Self::RetryAfter => "retry_after",
+            Self::Unprocessed => "unprocessed",
         }
     }
 }
@@ -333,9 +355,27 @@ struct Open {
 
 /// An HTTP/2 connection.
 struct Shared {
-    sender: http2::SendRequest<Upload>,
+    sender: http2::Sender,
     streams: AtomicUsize,
+    /// It takes no new requests any more: it has ended, or one has found out that the other side bids farewell.
+    over: Arc<AtomicBool>,
+    /// It has refused a request while others ran, none of which has ended since.
+    full: AtomicBool,
     term: Term,
+}
+
+impl Shared {
+    /// Whether one more request finds room, of `most` that we put on one connection. Where the other side
+    /// takes fewer, it would wait.
+    fn has_room(&self, most: usize) -> bool {
+        match self.streams.load(Ordering::Relaxed) {
+            0 => true,
+            streams => {
+                !self.full.load(Ordering::Relaxed)
+                    && streams < most.min(self.sender.current_max_send_streams())
+            }
+        }
+    }
 }
 
 /// An HTTP/1.1 connection that nobody uses.
@@ -406,8 +446,8 @@ impl Term {
     }
 
     /// Keeps `connection` going until it ends by itself, or stands on nothing any more.
-    async fn keep(self, connection: impl Future<Output = hyper::Result<()>>) {
-        let tell = |ended: hyper::Result<()>| {
+    async fn keep<E: std::error::Error>(self, connection: impl Future<Output = Result<(), E>>) {
+        let tell = |ended: Result<(), E>| {
             if let Err(error) = ended {
                 tracing::debug!(error = %chain(&error), "connection ended");
             }
@@ -488,7 +528,7 @@ impl<D: Dial> Pool<D> {
         mut request: Request<Upload>,
         wanted: Wanted,
         exchange: &Arc<Exchange>,
-    ) -> Result<(Response<Incoming>, Lease<D>), SendError> {
+    ) -> Result<(Response<Coming>, Lease<D>), SendError> {
         let mut attempt = 0;
         loop {
             attempt += 1;
@@ -517,20 +557,23 @@ impl<D: Dial> Pool<D> {
         connection: Connection,
         mut request: Request<Upload>,
         exchange: &Arc<Exchange>,
-    ) -> Result<(Response<Incoming>, Lease<D>), Refused> {
+    ) -> Result<(Response<Coming>, Lease<D>), Refused> {
         let busy = self.busy();
         match connection.0 {
             Either::Shared(shared) => {
                 shared.term.enter(exchange)?;
                 target::address(&mut request, true, self.dial.scheme()).map_err(SendError::from)?;
-                let mut sender = shared.sender.clone();
+                let sender = shared.sender.clone();
                 let slot = Slot::take(shared);
-                match sender.try_send_request(request).await {
+                match stream::send(sender, request, &self.tasks).await {
                     Ok(response) => Ok((response, Lease::new(Lent::Stream(slot), busy))),
-                    Err(mut refused) => Err(Refused {
-                        again: refused.take_message(),
-                        error: SendError::Exchange(refused.into_error()),
-                    }),
+                    Err(unanswered) => {
+                        slot.tell(&unanswered.error);
+                        Err(Refused {
+                            again: unanswered.again.map(|again| *again),
+                            error: unanswered.error.into(),
+                        })
+                    }
                 }
             }
             Either::Own {
@@ -545,7 +588,7 @@ impl<D: Dial> Pool<D> {
                 match sender.try_send_request(request).await {
                     Ok(response) => {
                         let lent = Lent::Connection(sender, term, self.clone());
-                        Ok((response, Lease::new(lent, busy)))
+                        Ok((response.map(Coming::Http1), Lease::new(lent, busy)))
                     }
                     Err(mut refused) => Err(Refused {
                         again: refused.take_message().or(again.map(|again| *again)),
@@ -564,7 +607,7 @@ impl<D: Dial> Pool<D> {
         &self,
         request: Request<Upload>,
         exchange: &Arc<Exchange>,
-    ) -> Result<(Response<Incoming>, Option<Standing>), SendError> {
+    ) -> Result<(Response<Coming>, Option<Standing>), SendError> {
         let dialed = self.dial.dial(Wanted::Http1).await?;
         self.send_alone_on(dialed, request, exchange).await
     }
@@ -578,7 +621,7 @@ impl<D: Dial> Pool<D> {
         dialed: Dialed<D::Io>,
         mut request: Request<Upload>,
         exchange: &Arc<Exchange>,
-    ) -> Result<(Response<Incoming>, Option<Standing>), SendError> {
+    ) -> Result<(Response<Coming>, Option<Standing>), SendError> {
         let term = Term::of(&dialed, SystemTime::now());
         term.enter(exchange)?;
         let standing = term.standing().cloned();
@@ -592,7 +635,7 @@ impl<D: Dial> Pool<D> {
             .send_request(request)
             .await
             .map_err(SendError::Exchange)?;
-        Ok((response, standing))
+        Ok((response.map(Coming::Http1), standing))
     }
 
     /// A connection that is open already, for the first attempt at a request: where one of them turned out to
@@ -610,11 +653,10 @@ impl<D: Dial> Pool<D> {
         let mut open = self.locked();
         if wanted != Wanted::Http1 {
             // Dropping our handle lets the connection finish its streams and close.
-            open.shared
-                .retain(|shared| shared.term.holds(epoch, now) && !shared.sender.is_closed());
-            let free = |shared: &&Arc<Shared>| {
-                shared.streams.load(Ordering::Relaxed) < self.settings.streams
-            };
+            open.shared.retain(|shared| {
+                shared.term.holds(epoch, now) && !shared.over.load(Ordering::Relaxed)
+            });
+            let free = |shared: &&Arc<Shared>| shared.has_room(self.settings.streams);
             if let Some(shared) = open.shared.iter().find(free) {
                 return Some(Connection(Either::Shared(shared.clone())));
             }
@@ -665,27 +707,23 @@ impl<D: Dial> Pool<D> {
             self.locked().prefers_http1 = !dialed.http2;
         }
         if dialed.http2 {
-            let (io, first) = Heard::new(dialed.io);
-            let (sender, connection) = http2::Builder::new(TokioExecutor::new())
-                .timer(TokioTimer::new())
-                .keep_alive_interval(PING_EVERY)
-                .keep_alive_timeout(PING_EVERY)
-                .keep_alive_while_idle(true)
-                .initial_stream_window_size(STREAM_WINDOW)
-                .initial_connection_window_size(CONNECTION_WINDOW)
-                .max_frame_size(MAX_FRAME)
-                .max_header_list_size(HEADER_BYTES)
-                .initial_max_send_streams(self.settings.streams)
-                .max_send_buf_size(MAX_FRAME as usize * 4)
-                .handshake(TokioIo::new(io))
-                .await
-                .map_err(DialError::Http)?;
-            self.tasks.spawn(term.clone().keep(connection));
-            answered(first).await?;
-            let streams = AtomicUsize::new(0);
+            let http2::Begun {
+                sender,
+                driving,
+                answered,
+            } = http2::begin(dialed.io, self.settings.streams).await?;
+            let over = Arc::<AtomicBool>::default();
+            let (keeping, ended) = (term.clone().keep(driving.run()), over.clone());
+            self.tasks.spawn(async move {
+                keeping.await;
+                ended.store(true, Ordering::Relaxed);
+            });
+            answered.wait().await?;
             let shared = Arc::new(Shared {
                 sender,
-                streams,
+                streams: AtomicUsize::new(0),
+                over,
+                full: AtomicBool::new(false),
                 term,
             });
             let mut open = self.locked();
@@ -760,117 +798,6 @@ impl<D: Dial> fmt::Debug for Pool<D> {
     }
 }
 
-/// Waits for the other side's first bytes, which every HTTP/2 server sends unasked (RFC 9113 §3.4). In TLS
-/// 1.3 a server that refuses our certificate says so in their place, when we believe the handshake done:
-/// then no request has been risked on the connection.
-async fn answered(first: oneshot::Receiver<Result<(), HandshakeError>>) -> Result<(), DialError> {
-    match tokio::time::timeout(PING_EVERY, first).await {
-        Ok(Ok(answer)) => Ok(answer?),
-        Ok(Err(_)) => Err(DialError::Connect(io::ErrorKind::UnexpectedEof.into())),
-        Err(_) => Err(DialError::Timeout(PING_EVERY)),
-    }
-}
-
-/// A stream that tells how the first reading of it went.
-struct Heard<Io> {
-    io: Io,
-    tell: Option<oneshot::Sender<Result<(), HandshakeError>>>,
-}
-
-impl<Io> Heard<Io> {
-    fn new(io: Io) -> (Self, oneshot::Receiver<Result<(), HandshakeError>>) {
-        let (tell, told) = oneshot::channel();
-        let tell = Some(tell);
-        (Self { io, tell }, told)
-    }
-}
-
-impl<Io: AsyncRead + Unpin> Heard<Io> {
-    /// A refusal may come in while we still write: then writing fails first, and its error is held back
-    /// until reading has said why. A connection that fails can always be read to its end.
-    fn cut(&mut self, cx: &mut Context<'_>, error: io::Error) -> Poll<io::Error> {
-        if self.tell.is_some() {
-            let mut space = [0; 1];
-            let read = ready!(Pin::new(&mut self.io).poll_read(cx, &mut ReadBuf::new(&mut space)));
-            let reason = refusal(&read.err().unwrap_or_else(|| error.kind().into()));
-            if let Some(tell) = self.tell.take() {
-                let _ = tell.send(Err(reason));
-            }
-        }
-        Poll::Ready(error)
-    }
-}
-
-impl<Io: AsyncRead + Unpin> AsyncRead for Heard<Io> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let before = buffer.filled().len();
-        let read = ready!(Pin::new(&mut self.io).poll_read(cx, buffer));
-        if let Some(tell) = self.tell.take() {
-            // Nobody listens any more when the wait was given up.
-            let _ = tell.send(match &read {
-                Ok(()) if buffer.filled().len() > before => Ok(()),
-                Ok(()) => Err(HandshakeError::Io(io::ErrorKind::UnexpectedEof.into())),
-                Err(error) => Err(refusal(error)),
-            });
-        }
-        Poll::Ready(read)
-    }
-}
-
-/// An error cannot be had twice; an alert is what matters in it.
-fn refusal(error: &io::Error) -> HandshakeError {
-    let rustls = error
-        .get_ref()
-        .and_then(|error| error.downcast_ref::<rustls::Error>());
-    match rustls {
-        Some(error) => error.clone().into(),
-        None => HandshakeError::Io(error.kind().into()),
-    }
-}
-
-impl<Io: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Heard<Io> {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        match ready!(Pin::new(&mut self.io).poll_write(cx, buf)) {
-            Ok(written) => Poll::Ready(Ok(written)),
-            Err(error) => self.cut(cx, error).map(Err),
-        }
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        match ready!(Pin::new(&mut self.io).poll_write_vectored(cx, bufs)) {
-            Ok(written) => Poll::Ready(Ok(written)),
-            Err(error) => self.cut(cx, error).map(Err),
-        }
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.io.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match ready!(Pin::new(&mut self.io).poll_flush(cx)) {
-            Ok(()) => Poll::Ready(Ok(())),
-            Err(error) => self.cut(cx, error).map(Err),
-        }
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_shutdown(cx)
-    }
-}
-
 /// A request as it could be asked again: an idempotent method (RFC 9110 §9.2.2) and no body. The copy shares
 /// the header values.
 #[must_use]
@@ -878,11 +805,7 @@ pub fn repeatable(request: &Request<Upload>) -> Option<Box<Request<Upload>>> {
     if !request.method().is_idempotent() || !request.body().is_end_stream() {
         return None;
     }
-    let mut copy = Request::new(Upload::empty());
-    *copy.method_mut() = request.method().clone();
-    *copy.uri_mut() = request.uri().clone();
-    *copy.headers_mut() = request.headers().clone();
-    Some(Box::new(copy))
+    Some(Box::new(stream::copy(request).map(|()| Upload::empty())))
 }
 
 /// How often one request is put on a connection at most.
@@ -1009,11 +932,24 @@ impl Slot {
         shared.streams.fetch_add(1, Ordering::Relaxed);
         Self(shared)
     }
+
+    /// Learns from what happened to the stream where the next request is not to go.
+    fn tell(self, error: &h2::Error) {
+        let shared = self.0.clone();
+        // Its end makes no room: there was none for it.
+        drop(self);
+        if error.is_go_away() || error.is_io() {
+            shared.over.store(true, Ordering::Relaxed);
+        } else if stream::is_refused(error) {
+            shared.full.store(true, Ordering::Relaxed);
+        }
+    }
 }
 
 impl Drop for Slot {
     fn drop(&mut self) {
         self.0.streams.fetch_sub(1, Ordering::Relaxed);
+        self.0.full.store(false, Ordering::Relaxed);
     }
 }
 

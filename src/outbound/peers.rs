@@ -14,7 +14,6 @@ use arc_swap::ArcSwap;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use http::{Request, Response, StatusCode};
-use hyper::body::Incoming;
 use prometheus::IntCounter;
 use tokio_rustls::client::TlsStream;
 
@@ -30,7 +29,8 @@ use crate::session::Standing;
 use crate::telemetry::chain;
 use crate::tls::{Offer, Secured};
 use crate::upstream::{
-    self, Again, Busy, Connection, Dial, DialError, Lease, Pool, Queue, Refused, SendError, Wanted,
+    self, Again, Busy, Coming, Connection, Dial, DialError, Lease, Pool, Queue, Refused, SendError,
+    Wanted,
 };
 use crate::worker::Worker;
 
@@ -67,7 +67,7 @@ pub(super) struct Session {
     pub(super) busy: Busy,
 }
 
-type Answered = (Response<Incoming>, Lease<Route>);
+type Answered = (Response<Coming>, Lease<Route>);
 
 impl Peers {
     /// The peers that `settings` lead to. From now on they follow what is known of the name.
@@ -198,23 +198,26 @@ impl Peers {
                         None => return Ok(answered),
                     }
                 }
-                // It was never sent.
+                // It was never sent, or is certainly not acted on.
                 Ok(Err(Refused {
+                    error,
                     again: Some(unsent),
-                    ..
                 })) if attempt < upstream::ATTEMPTS => {
+                    if let SendError::Unprocessed(_) = error {
+                        instance = self.after_refusal(instance, error)?;
+                    }
                     request = unsent;
                     continue;
                 }
                 Ok(Err(Refused { error, .. })) => match error {
-                    SendError::Exchange(_) => (Err(error), Again::Failed),
+                    SendError::Exchange(_) | SendError::Stream(_) => (Err(error), Again::Failed),
                     error => return Err(error),
                 },
                 Err(late) => (Err(late), Again::Late),
             };
             match &ended {
                 // Our own application broke the body off.
-                Err(SendError::Exchange(error)) if error.is_user() => return ended,
+                Err(_) if exchange.is_revoked() => return ended,
                 Err(error) => self.failed(&instance, error),
                 Ok(_) => {}
             }
@@ -236,6 +239,25 @@ impl Peers {
         }
     }
 
+    /// Who gets a request that `instance` had no room for: another address if there is one, and it again, on
+    /// another connection, if not. Whoever has too much to do is not to get more of it, so the budget counts.
+    fn after_refusal(
+        &self,
+        instance: Arc<Instance>,
+        refusal: SendError,
+    ) -> Result<Arc<Instance>, SendError> {
+        self.failed(&instance, &refusal);
+        let now = self.began.elapsed();
+        if !self.budget.spend(now) {
+            self.metrics.not_retried(&self.service);
+            return Err(refusal);
+        }
+        self.metrics.retried(&self.service, Again::Unprocessed);
+        let mut others = self.others(&instance).into_iter();
+        let other = others.find(|other| !other.health.ejected(now));
+        Ok(other.unwrap_or(instance))
+    }
+
     /// What to send elsewhere should it not be answered.
     fn spare(&self, request: &Request<Upload>) -> Option<Box<Request<Upload>>> {
         if !self.budget.is_any() {
@@ -254,7 +276,7 @@ impl Peers {
         &self,
         request: Request<Upload>,
         exchange: &Arc<Exchange>,
-    ) -> Result<(Response<Incoming>, Option<Standing>), SendError> {
+    ) -> Result<(Response<Coming>, Option<Standing>), SendError> {
         let dial = |instance: Arc<Instance>| async move {
             instance.pool.dialler().dial(Wanted::Http1).await
         };
@@ -407,7 +429,7 @@ impl Peers {
     fn judge(
         &self,
         instance: &Instance,
-        answer: &Response<Incoming>,
+        answer: &Response<Coming>,
         asked: Instant,
     ) -> Option<Again> {
         let status = answer.status();

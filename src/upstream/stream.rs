@@ -1,0 +1,238 @@
+//! One request on an HTTP/2 connection of ours: its head, its body while it goes up, and the head of the
+//! response.
+//!
+//! Most bodies have gone up when the response begins, so they go within the request's own future. A body that
+//! has not gets a task then: whoever reads the response slowly, or to its end, holds up none of the body.
+
+use std::future::{Future, poll_fn};
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use h2::{Reason, SendStream};
+use http::header::{CONTENT_LENGTH, HeaderValue};
+use http::{Method, Request, Response};
+use http_body::Body;
+
+use super::coming::Coming;
+use super::http2::Sender;
+use crate::exchange::{BrokenOff, Upload};
+use crate::lifecycle::Tasks;
+
+/// A request that got no response.
+#[derive(Debug)]
+pub(super) struct Unanswered {
+    /// Why.
+    pub(super) error: h2::Error,
+    /// The request, if the other side has certainly not acted on it, and nothing of its body is gone.
+    pub(super) again: Option<Box<Request<Upload>>>,
+}
+
+/// Sends `request` and waits for the head of its response. What is left of its body then goes among `tasks`.
+/// Dropping the future resets the stream, unless all has been said on it.
+///
+/// # Errors
+/// [`Unanswered`] has the request again if it may be sent once more, whatever its method.
+pub(super) async fn send(
+    mut sender: Sender,
+    mut request: Request<Upload>,
+    tasks: &Tasks,
+) -> Result<Response<Coming>, Unanswered> {
+    say_length(&mut request);
+    // What h2 takes it does not give back.
+    let copy = copy(&request);
+    let (head, body) = request.into_parts();
+    let bodiless = body.is_end_stream();
+    let (mut response, stream) = match sender.send_request(Request::from_parts(head, ()), bodiless)
+    {
+        Ok(sent) => sent,
+        Err(error) => {
+            // It was never sent: the connection had ended, or was about to.
+            let again =
+                (error.is_io() || error.is_go_away()).then(|| Box::new(copy.map(|()| body)));
+            return Err(Unanswered { error, again });
+        }
+    };
+    let mut going = (!bodiless).then(|| Box::new(Going::new(sender, stream, body)));
+    let answered = poll_fn(|cx| {
+        if let Some(going) = &mut going
+            && !going.gone
+        {
+            // It may be answered all the same.
+            let _ = going.poll(cx);
+        }
+        Pin::new(&mut response).poll(cx)
+    })
+    .await;
+    match answered {
+        Ok(response) => {
+            if let Some(mut going) = going.filter(|going| !going.gone) {
+                tasks.spawn(poll_fn(move |cx| going.poll(cx)));
+            }
+            Ok(Coming::on_stream(response))
+        }
+        Err(error) => {
+            let body = match going {
+                None => Some(Upload::empty()),
+                Some(going) => (!going.begun).then_some(going.body),
+            };
+            let body = body.filter(|_| is_unprocessed(&error));
+            let again = body.map(|body| Box::new(copy.map(|()| body)));
+            Err(Unanswered { error, again })
+        }
+    }
+}
+
+/// Says how long the body is where that is known and its sender has left it to HTTP/2, which applications
+/// behind HTTP/1.1 could not see (RFC 9110 §8.6).
+fn say_length(request: &mut Request<Upload>) {
+    let expected = [Method::POST, Method::PUT, Method::PATCH].contains(request.method());
+    match request.body().size_hint().exact() {
+        Some(length) if length > 0 || expected => {
+            let headers = request.headers_mut();
+            headers
+                .entry(CONTENT_LENGTH)
+                .or_insert_with(|| HeaderValue::from(length));
+        }
+        _ => {}
+    }
+}
+
+/// The same request without a body. The copy shares the header values.
+pub(super) fn copy(request: &Request<Upload>) -> Request<()> {
+    let mut copy = Request::new(());
+    *copy.method_mut() = request.method().clone();
+    *copy.uri_mut() = request.uri().clone();
+    *copy.headers_mut() = request.headers().clone();
+    copy
+}
+
+/// Whether an error says that nothing was done about the request: it was refused (RFC 9113 §8.7), or came
+/// after the last one that is looked at (§6.8). h2 gives the error of a GOAWAY to no other streams.
+pub(super) fn is_unprocessed(error: &h2::Error) -> bool {
+    error.is_remote() && (error.is_go_away() || is_refused(error))
+}
+
+/// Whether this one request was refused, for want of room.
+pub(super) fn is_refused(error: &h2::Error) -> bool {
+    error.is_remote() && error.is_reset() && error.reason() == Some(Reason::REFUSED_STREAM)
+}
+
+/// A request's body on its way up.
+struct Going {
+    /// Until the other side takes the stream.
+    opening: Option<Sender>,
+    stream: SendStream<Bytes>,
+    body: Upload,
+    /// Waits for room, and whether it is the last.
+    held: Option<(Bytes, bool)>,
+    /// Something of the body has been taken.
+    begun: bool,
+    /// There is nothing more to do.
+    gone: bool,
+}
+
+impl Going {
+    fn new(sender: Sender, stream: SendStream<Bytes>, body: Upload) -> Self {
+        Self {
+            opening: Some(sender),
+            stream,
+            body,
+            held: None,
+            begun: false,
+            gone: false,
+        }
+    }
+
+    /// Completes when all of it has been given to the connection, or nothing more can be.
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let ended = ready!(self.poll_going(cx));
+        self.gone = true;
+        if let Err(Stopped::Broken(error)) = ended {
+            self.stream.send_reset(error.reset());
+        }
+        Poll::Ready(())
+    }
+
+    fn poll_going(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Stopped>> {
+        if let Some(sender) = &mut self.opening {
+            // The other side may take no more streams now: then nothing is asked of whoever sends the body.
+            // That it takes none after this one is no error of this one.
+            let _ = ready!(sender.poll_ready(cx));
+            self.opening = None;
+        }
+        loop {
+            if self.stream.poll_reset(cx)?.is_ready() {
+                return Poll::Ready(Err(Stopped::Refused));
+            }
+            if self.held.is_some() {
+                while self.stream.capacity() == 0 {
+                    match self.stream.poll_capacity(cx) {
+                        Poll::Ready(Some(room)) => drop(room?),
+                        Poll::Ready(None) => return Poll::Ready(Err(Stopped::Refused)),
+                        // Nobody asks the body meanwhile whether it may still go.
+                        Poll::Pending => {
+                            return self.body.poll_broken_off(cx).map(|why| Err(why.into()));
+                        }
+                    }
+                }
+            }
+            if let Some((data, last)) = self.held.take() {
+                self.stream.send_data(data, last)?;
+                if last {
+                    return Poll::Ready(Ok(()));
+                }
+            }
+            let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
+            self.begun = true;
+            let Some(frame) = frame.transpose()? else {
+                self.stream.send_data(Bytes::new(), true)?;
+                return Poll::Ready(Ok(()));
+            };
+            match frame.into_data() {
+                Ok(data) => {
+                    // A claim on the room of the whole connection is made only for what is there, and the
+                    // smallest: what is to be sent counts once it is sent.
+                    self.stream.reserve_capacity(usize::from(!data.is_empty()));
+                    let last = self.body.is_end_stream();
+                    if data.is_empty() {
+                        self.stream.send_data(data, last)?;
+                        if last {
+                            return Poll::Ready(Ok(()));
+                        }
+                    } else {
+                        self.held = Some((data, last));
+                    }
+                }
+                Err(frame) => {
+                    if let Ok(trailers) = frame.into_trailers() {
+                        self.stream.reserve_capacity(0);
+                        self.stream.send_trailers(trailers)?;
+                        return Poll::Ready(Ok(()));
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Why a body does not go up to its end.
+enum Stopped {
+    /// The other side wants no more of it, or is gone.
+    Refused,
+    /// It broke off.
+    Broken(BrokenOff),
+}
+
+impl From<h2::Error> for Stopped {
+    fn from(_: h2::Error) -> Self {
+        // The response says the same.
+        Self::Refused
+    }
+}
+
+impl From<BrokenOff> for Stopped {
+    fn from(why: BrokenOff) -> Self {
+        Self::Broken(why)
+    }
+}
