@@ -542,7 +542,7 @@ impl<D: Dial> Pool<D> {
                 Err(Refused {
                     again: Some(unsent),
                     ..
-                }) if attempt < ATTEMPTS => request = unsent,
+                }) if attempt < ATTEMPTS => request = *unsent,
                 Err(Refused { error, .. }) => return Err(error),
             }
         }
@@ -570,7 +570,7 @@ impl<D: Dial> Pool<D> {
                     Err(unanswered) => {
                         slot.tell(&unanswered.error);
                         Err(Refused {
-                            again: unanswered.again.map(|again| *again),
+                            again: unanswered.again,
                             error: unanswered.error.into(),
                         })
                     }
@@ -591,7 +591,7 @@ impl<D: Dial> Pool<D> {
                         Ok((response.map(Coming::Http1), Lease::new(lent, busy)))
                     }
                     Err(mut refused) => Err(Refused {
-                        again: refused.take_message().or(again.map(|again| *again)),
+                        again: refused.take_message().map(Box::new).or(again),
                         error: SendError::Exchange(refused.into_error()),
                     }),
                 }
@@ -854,7 +854,7 @@ pub struct Refused {
     /// Why.
     pub error: SendError,
     /// The request, if the other side has certainly not received it, or it may be asked again.
-    pub again: Option<Request<Upload>>,
+    pub again: Option<Box<Request<Upload>>>,
 }
 
 impl From<SendError> for Refused {

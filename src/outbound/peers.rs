@@ -206,7 +206,7 @@ impl Peers {
                     if let SendError::Unprocessed(_) = error {
                         instance = self.after_refusal(instance, error)?;
                     }
-                    request = unsent;
+                    request = *unsent;
                     continue;
                 }
                 Ok(Err(Refused { error, .. })) => match error {

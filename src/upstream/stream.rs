@@ -9,6 +9,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
+use h2::client::ResponseFuture;
 use h2::{Reason, SendStream};
 use http::header::{CONTENT_LENGTH, HeaderValue};
 use http::{Method, Request, Response};
@@ -28,58 +29,89 @@ pub(super) struct Unanswered {
     pub(super) again: Option<Box<Request<Upload>>>,
 }
 
-/// Sends `request` and waits for the head of its response. What is left of its body then goes among `tasks`.
-/// Dropping the future resets the stream, unless all has been said on it.
-///
-/// # Errors
-/// [`Unanswered`] has the request again if it may be sent once more, whatever its method.
-pub(super) async fn send(
-    mut sender: Sender,
-    mut request: Request<Upload>,
-    tasks: &Tasks,
-) -> Result<Response<Coming>, Unanswered> {
+/// Sends `request`, and completes with the head of its response. What is left of its body then goes among
+/// `tasks`. Dropping the future resets the stream, unless all has been said on it.
+pub(super) fn send(mut sender: Sender, mut request: Request<Upload>, tasks: &Tasks) -> Sending<'_> {
     say_length(&mut request);
     // What h2 takes it does not give back.
-    let copy = copy(&request);
+    let copy = Some(copy(&request));
     let (head, body) = request.into_parts();
     let bodiless = body.is_end_stream();
-    let (mut response, stream) = match sender.send_request(Request::from_parts(head, ()), bodiless)
-    {
-        Ok(sent) => sent,
-        Err(error) => {
-            // It was never sent: the connection had ended, or was about to.
-            let again =
-                (error.is_io() || error.is_go_away()).then(|| Box::new(copy.map(|()| body)));
-            return Err(Unanswered { error, again });
+    let state = match sender.send_request(Request::from_parts(head, ()), bodiless) {
+        Ok((response, _)) if bodiless => State::Waiting(response),
+        Ok((response, stream)) => {
+            State::Going(response, Box::new(Going::new(sender, stream, body)))
         }
+        Err(error) => State::Unsent(Some((error, body))),
     };
-    let mut going = (!bodiless).then(|| Box::new(Going::new(sender, stream, body)));
-    let answered = poll_fn(|cx| {
-        if let Some(going) = &mut going
-            && !going.gone
-        {
-            // It may be answered all the same.
-            let _ = going.poll(cx);
-        }
-        Pin::new(&mut response).poll(cx)
-    })
-    .await;
-    match answered {
-        Ok(response) => {
-            if let Some(mut going) = going.filter(|going| !going.gone) {
-                tasks.spawn(poll_fn(move |cx| going.poll(cx)));
+    Sending { copy, tasks, state }
+}
+
+/// A request that waits for its response, or [`Unanswered`], which has it again if it may be sent once more,
+/// whatever its method.
+pub(super) struct Sending<'a> {
+    copy: Option<Request<()>>,
+    tasks: &'a Tasks,
+    state: State,
+}
+
+enum State {
+    Waiting(ResponseFuture),
+    Going(ResponseFuture, Box<Going>),
+    Unsent(Option<(h2::Error, Upload)>),
+    Done,
+}
+
+impl Future for Sending<'_> {
+    type Output = Result<Response<Coming>, Unanswered>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let answered = match &mut self.state {
+            State::Waiting(response) => ready!(Pin::new(response).poll(cx)),
+            State::Going(response, going) => {
+                if !going.gone {
+                    // It may be answered all the same.
+                    let _ = going.poll(cx);
+                }
+                ready!(Pin::new(response).poll(cx))
             }
-            Ok(Coming::on_stream(response))
-        }
-        Err(error) => {
-            let body = match going {
-                None => Some(Upload::empty()),
-                Some(going) => (!going.begun).then_some(going.body),
-            };
-            let body = body.filter(|_| is_unprocessed(&error));
-            let again = body.map(|body| Box::new(copy.map(|()| body)));
-            Err(Unanswered { error, again })
-        }
+            State::Unsent(unsent) => match unsent.take() {
+                // The connection had ended, or was about to.
+                Some((error, body)) => {
+                    let body = (error.is_io() || error.is_go_away()).then_some(body);
+                    return Poll::Ready(Err(self.unanswered(error, body)));
+                }
+                None => return Poll::Pending,
+            },
+            State::Done => return Poll::Pending,
+        };
+        let state = std::mem::replace(&mut self.state, State::Done);
+        Poll::Ready(match (answered, state) {
+            (Ok(response), State::Going(_, mut going)) => {
+                if !going.gone {
+                    self.tasks.spawn(poll_fn(move |cx| going.poll(cx)));
+                }
+                Ok(Coming::on_stream(response))
+            }
+            (Ok(response), _) => Ok(Coming::on_stream(response)),
+            (Err(error), state) => {
+                let body = match state {
+                    State::Going(_, going) => (!going.begun).then_some(going.body),
+                    _ => Some(Upload::empty()),
+                };
+                let body = body.filter(|_| is_unprocessed(&error));
+                Err(self.unanswered(error, body))
+            }
+        })
+    }
+}
+
+impl Sending<'_> {
+    fn unanswered(&mut self, error: h2::Error, body: Option<Upload>) -> Unanswered {
+        let copy = self.copy.take();
+        let again = copy.zip(body).map(|(copy, body)| copy.map(|()| body));
+        let again = again.map(Box::new);
+        Unanswered { error, again }
     }
 }
 

@@ -8,22 +8,22 @@ use crate::mesh::{
     Client, Http, Mesh, Options, SOON, Sidecar, Tls, eventually, raw, request, status_of,
 };
 
-const DATA: u8 = 0;
-const HEADERS: u8 = 1;
+pub(crate) const DATA: u8 = 0;
+pub(crate) const HEADERS: u8 = 1;
 const PRIORITY: u8 = 2;
-const RST_STREAM: u8 = 3;
-const SETTINGS: u8 = 4;
+pub(crate) const RST_STREAM: u8 = 3;
+pub(crate) const SETTINGS: u8 = 4;
 const PING: u8 = 6;
 const WINDOW_UPDATE: u8 = 8;
 const CONTINUATION: u8 = 9;
 
-const END_STREAM: u8 = 1;
-const END_HEADERS: u8 = 4;
+pub(crate) const END_STREAM: u8 = 1;
+pub(crate) const END_HEADERS: u8 = 4;
 
-const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+pub(crate) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// One frame (RFC 9113 §4.1).
-fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+pub(crate) fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
     let mut frame = length[1..].to_vec();
     frame.extend([kind, flags]);
@@ -473,7 +473,7 @@ async fn flood(io: TlsStream<TcpStream>, first: Vec<u8>, round: fn(u32) -> Vec<u
 }
 
 /// Kind, flags, stream and payload of the next frame, if there is one.
-async fn read_frame<IO>(io: &mut ReadHalf<IO>) -> Option<(u8, u8, u32, Vec<u8>)>
+pub(crate) async fn read_frame<IO>(io: &mut ReadHalf<IO>) -> Option<(u8, u8, u32, Vec<u8>)>
 where
     IO: AsyncRead,
 {

@@ -30,5 +30,6 @@ mod smuggling;
 mod spoofing;
 mod suggest;
 mod supervisor;
+mod unprocessed;
 mod upstreams;
 mod withdrawal;
