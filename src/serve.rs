@@ -101,8 +101,9 @@ where
         let streams = Streams::new(limits.stall_timeout, bounds.tally);
         let service = service_fn(|request| {
             let taking = streams.begin();
-            let response = service(request);
-            async move { Ok::<_, Infallible>(response.await.map(|body| taking.of(body))) }
+            // An `async` block would hold the future of the request twice.
+            service(request)
+                .map(|response| Ok::<_, Infallible>(response.map(|body| taking.of(body))))
         });
         let connection = http2::Builder::new(streams.clone())
             .timer(TokioTimer::new())
@@ -123,9 +124,7 @@ where
     } else {
         let service = service_fn(|request: Request<Incoming>| {
             let version = request.version();
-            let response = service(request);
-            async move {
-                let mut response = response.await;
+            service(request).map(move |mut response| {
                 if version != Version::HTTP_2
                     && lifecycle.phase() >= Phase::Draining
                     && response.status() != http::StatusCode::SWITCHING_PROTOCOLS
@@ -134,7 +133,7 @@ where
                     response.headers_mut().insert(CONNECTION, close);
                 }
                 Ok::<_, Infallible>(response)
-            }
+            })
         });
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())

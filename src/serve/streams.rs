@@ -3,8 +3,8 @@
 //! hyper waits for credit without asking anybody else, for as long as the other side gives none. So its
 //! futures run under watch here, and bodies tell when they are the ones who wait.
 
-use std::future::{Future, poll_fn};
-use std::pin::{Pin, pin};
+use std::future::Future;
+use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use http_body::{Body, Frame, SizeHint};
 use hyper::rt::Executor;
+use pin_project_lite::pin_project;
 
 use crate::limits::{Limit, Stall, Tally};
 
@@ -57,25 +58,42 @@ where
 {
     fn execute(&self, stream: F) {
         let mut begun = self.begun.lock().unwrap_or_else(PoisonError::into_inner);
-        let progress = begun.take().unwrap_or_default();
-        let mut stall = Stall::new(self.timeout);
-        let tally = self.tally.clone();
-        tokio::spawn(async move {
-            let mut stream = pin!(stream);
-            // Dropping the stream resets it.
-            poll_fn(|cx| {
-                if stream.as_mut().poll(cx).is_ready() {
-                    return Poll::Ready(());
-                }
-                if !progress.given.load(Ordering::Relaxed) {
-                    stall.rest();
-                    return Poll::Pending;
-                }
-                let times = progress.times.load(Ordering::Relaxed);
-                stall.poll(cx, times).map(|()| tally.hit(Limit::Unread))
-            })
-            .await;
+        tokio::spawn(Watched {
+            stream,
+            progress: begun.take().unwrap_or_default(),
+            stall: Stall::new(self.timeout),
+            tally: self.tally.clone(),
         });
+    }
+}
+
+pin_project! {
+    /// A stream under watch. Dropping it resets the stream.
+    struct Watched<F> {
+        #[pin]
+        stream: F,
+        progress: Arc<Progress>,
+        stall: Stall,
+        tally: Tally,
+    }
+}
+
+impl<F: Future> Future for Watched<F> {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let this = self.project();
+        if this.stream.poll(cx).is_ready() {
+            return Poll::Ready(());
+        }
+        if !this.progress.given.load(Ordering::Relaxed) {
+            this.stall.rest();
+            return Poll::Pending;
+        }
+        let times = this.progress.times.load(Ordering::Relaxed);
+        this.stall
+            .poll(cx, times)
+            .map(|()| this.tally.hit(Limit::Unread))
     }
 }
 
