@@ -272,3 +272,30 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Heard<Io> {
         Pin::new(&mut self.io).poll_shutdown(cx)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::duplex;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_goes_on_while_pings_are_answered_and_no_longer() {
+        let (ours, theirs) = duplex(64 * 1024);
+        let begun = begin(ours, 1).await.unwrap();
+        // With it gone the connection would end by itself.
+        let _sender = begun.sender;
+        let mut running = tokio::spawn(begun.driving.run());
+        let mut server = h2::server::handshake(theirs).await.unwrap();
+        begun.answered.wait().await.unwrap();
+
+        let answering = std::future::poll_fn(|cx| server.poll_closed(cx));
+        let hour = Duration::from_secs(3600);
+        assert!(timeout(hour, answering).await.is_err());
+        assert!(!running.is_finished());
+
+        // Nobody reads what comes to the server now.
+        let ended = timeout(PING_EVERY * 3, &mut running).await.unwrap();
+        assert!(matches!(ended, Ok(Err(Broken::Silent))), "{ended:?}");
+    }
+}
