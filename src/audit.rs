@@ -31,7 +31,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::Thread;
 use std::time::{Duration, Instant, SystemTime};
 
-use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Uri, Version, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Uri, Version, header};
 use prometheus::{IntCounter, Registry};
 
 use self::chain::Chain;
@@ -611,7 +611,7 @@ fn cut(bytes: &[u8], limit: usize) -> Cow<'_, str> {
 
 /// The trace that `traceparent` names (W3C Trace Context, level 1 §3.2), if it is well formed.
 fn trace_id(headers: &HeaderMap) -> Option<u128> {
-    let text = headers.get("traceparent")?.to_str().ok()?;
+    let text = headers.get(TRACEPARENT)?.to_str().ok()?;
     let mut parts = text.split('-');
     let (version, trace, parent, flags) =
         (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
@@ -628,6 +628,8 @@ fn trace_id(headers: &HeaderMap) -> Option<u128> {
     }
     u128::from_str_radix(trace, 16).ok().filter(|id| *id != 0)
 }
+
+const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 
 /// What workers and the writer share.
 #[derive(Debug)]

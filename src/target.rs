@@ -52,13 +52,19 @@ pub fn check<B>(request: &Request<B>) -> Result<Option<Authority>, Outcome> {
 /// Whether everybody reads the same host in it: no user before it (RFC 9110 §4.2.4), nothing encoded, and
 /// behind it only a port.
 fn is_plain(authority: &Authority) -> bool {
-    let rest = authority.as_str().strip_prefix(authority.host());
+    let text = authority.as_str();
+    if text.bytes().any(|byte| matches!(byte, b'@' | b'%')) {
+        return false;
+    }
     let is_port = |port: &str| {
         port.is_empty()
             || (port.bytes().all(|byte| byte.is_ascii_digit()) && port.parse::<u16>().is_ok())
     };
-    !authority.host().contains('%')
-        && rest.is_some_and(|rest| rest.is_empty() || rest.strip_prefix(':').is_some_and(is_port))
+    match text.strip_prefix(authority.host()) {
+        Some("") => true,
+        Some(rest) => rest.strip_prefix(':').is_some_and(is_port),
+        None => false,
+    }
 }
 
 /// Writes the target of `request` in the form that the next hop's protocol wants: over HTTP/2 with
