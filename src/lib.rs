@@ -10,7 +10,7 @@
 //! |---|---|
 //! | 5 composition | [`cli`], [`config`], [`app`], [`runtime`], [`admin`], [`suggest`] |
 //! | 4 data path | [`inbound`], [`outbound`], which never import each other |
-//! | 3 what both share | [`descriptors`], [`listen`], [`worker`], [`serve`], [`session`], [`exchange`], [`upstream`], [`upgrade`], [`relay`], [`headers`], [`target`] |
+//! | 3 what both share | [`descriptors`], [`listen`], [`worker`], [`serve`], [`session`], [`exchange`], [`upstream`], [`tunnel`], [`upgrade`], [`relay`], [`headers`], [`target`] |
 //! | 2 capabilities | [`tls`], [`discovery`], [`federation`], [`policy`], [`secrets`], [`audit`], [`issuer`], [`sandbox`], [`web`], [`report`] |
 //! | 1 vocabulary | [`identity`], [`live`], [`outcome`], [`limits`], [`lifecycle`], [`telemetry`], [`document`], [`watch`] |
 //!
@@ -134,6 +134,7 @@ pub mod suggest;
 pub mod target;
 pub mod telemetry;
 pub mod tls;
+pub mod tunnel;
 pub mod upgrade;
 pub mod upstream;
 pub mod watch;
