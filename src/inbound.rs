@@ -2,27 +2,26 @@
 
 mod http;
 mod proxy_header;
+mod tcp;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use ::http::uri::Scheme;
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::OwnedSemaphorePermit;
 
-use crate::audit::{self, Direction, Kind, Record, Verdict};
+use crate::audit::{self, Direction, Kind, Verdict};
 use crate::document::Node;
-use crate::exchange::{self, Meter};
+use crate::exchange::Meter;
 use crate::headers::IdentityHeader;
 use crate::limits::{Handshakes, Requests, Tally};
 use crate::listen::{self, Address, Protocol, Source, Stream};
-use crate::outcome::Outcome;
 use crate::policy::{self, Act, Denial, Gate, Permit, Place, Policy, Subject};
-use crate::relay::{self, Passed};
 use crate::secrets::{self, Guard};
 use crate::serve;
-use crate::session::{self, Grant, Granted, Own, Standing};
+use crate::session::Standing;
 use crate::telemetry::chain;
 use crate::tls::detect::{self, Detected};
 use crate::tls::{self, Acceptor, Agreed, Offer, Secured};
@@ -146,7 +145,7 @@ impl Inbound {
         let offer = match settings.listener.protocol {
             Protocol::Auto => Offer::Auto,
             Protocol::Http => Offer::Http,
-            Protocol::Tcp => Offer::Opaque,
+            Protocol::Tcp => Offer::Tunnel,
         };
         let acceptor = Acceptor::new(
             worker.identity.clone(),
@@ -296,7 +295,10 @@ impl Connection {
         match (agreed, self.inbound.settings.listener.protocol) {
             (Agreed::Http2, _) => http::serve(self, stream, true).await,
             (Agreed::Http1, _) => http::serve(self, stream, false).await,
-            (Agreed::Opaque, _) | (Agreed::Nothing, Protocol::Tcp) => self.serve_tcp(stream).await,
+            (Agreed::Opaque, _) | (Agreed::Nothing, Protocol::Tcp) => {
+                tcp::serve(self, stream).await;
+            }
+            (Agreed::Tunnel, _) => tcp::serve_many(self, stream).await,
             (Agreed::Nothing, protocol) => {
                 let timeout = match protocol {
                     Protocol::Auto => self.inbound.settings.listener.detect_timeout,
@@ -309,87 +311,12 @@ impl Connection {
                 match (detected, protocol) {
                     (Detected::Http2Preface, _) => http::serve(self, stream, true).await,
                     (Detected::Http1, _) => http::serve(self, stream, false).await,
-                    (_, Protocol::Auto) => self.serve_tcp(stream).await,
+                    (_, Protocol::Auto) => tcp::serve(self, stream).await,
                     // HTTP answers what is not HTTP.
                     _ => http::serve(self, stream, false).await,
                 }
             }
         }
-    }
-
-    async fn serve_tcp<IO>(self, mut stream: IO)
-    where
-        IO: AsyncRead + AsyncWrite + Unpin,
-    {
-        let inbound = &*self.inbound;
-        let Ok(mut record) = inbound.worker.audit.open(Kind::Connection, &self.facts) else {
-            return inbound
-                .meter
-                .session(exchange::Kind::Tcp)
-                .ended(Outcome::AuditUnavailable);
-        };
-        record.if_dropped(Outcome::Cut);
-        let session = inbound.meter.session(exchange::Kind::Tcp);
-        let mut passed = Passed::default();
-        let outcome = self.relay_tcp(&mut stream, &mut record, &mut passed).await;
-        session.ended(outcome);
-        record.finish(outcome, passed.from_a, passed.from_b);
-    }
-
-    async fn relay_tcp<IO>(
-        &self,
-        stream: &mut IO,
-        record: &mut Record,
-        passed: &mut Passed,
-    ) -> Outcome
-    where
-        IO: AsyncRead + AsyncWrite + Unpin,
-    {
-        let now = SystemTime::now();
-        if let Err(outcome) = self.standing.check(now) {
-            return outcome;
-        }
-        let (answer, verdict) = self.authorize(&Act::Connect, now);
-        record.verdict(verdict);
-        let Ok(permit) = answer else {
-            return Outcome::Denied;
-        };
-        let mut app = match self.connect_app(&permit).await {
-            Ok(app) => app,
-            Err(error) => {
-                tracing::warn!(app = %self.inbound.settings.app, error = %chain(&error), "cannot reach the application");
-                return error.outcome();
-            }
-        };
-        let grant = Grant {
-            gate: &self.gate,
-            act: Act::Connect,
-        };
-        let work = async {
-            let idle = self.inbound.settings.listener.idle_timeout;
-            let counters = self.inbound.meter.counters();
-            relay::both_ways(stream, &mut app, idle, counters, passed)
-                .await
-                .outcome()
-        };
-        let lost = self.standing.lost(Own::Shown, Granted::Whole(grant));
-        let outcome = session::run(work, lost, &self.inbound.worker.lifecycle).await;
-        // TLS tells the peer by ending without its `close_notify`.
-        if outcome != Outcome::Completed {
-            listen::break_off(&app);
-        }
-        outcome
-    }
-
-    /// Opens a TCP session to the application, which a permit allows.
-    async fn connect_app(&self, _permit: &Permit) -> Result<Stream, DialError> {
-        let settings = &self.inbound.settings;
-        let mut app = self.inbound.app.dialler().connect().await?;
-        if settings.proxy_protocol {
-            let header = proxy_header::encode(self.addresses, self.standing.peer.id());
-            app.write_all(&header).await.map_err(DialError::Connect)?;
-        }
-        Ok(app)
     }
 }
 

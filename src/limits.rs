@@ -99,7 +99,7 @@ impl Metrics {
             requests: IntGaugeVec::new(
                 Opts::new(
                     "doorward_requests_in_flight",
-                    "HTTP requests that were let in and have not ended; upgraded connections too.",
+                    "HTTP requests that were let in and have not ended; upgraded connections too, and inbound TCP sessions that share a connection.",
                 ),
                 &["direction", "service"],
             )?,

@@ -4,11 +4,12 @@ pub mod balance;
 mod http;
 mod peers;
 pub mod retry;
+mod tcp;
+mod tunnels;
 
 use std::fmt;
 use std::io;
 use std::net::{Ipv6Addr, SocketAddr};
-use std::os::fd::AsFd;
 use std::pin::Pin;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -20,21 +21,20 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio_rustls::client::TlsStream;
 
-use self::peers::{Peers, Session};
-use crate::audit::{self, Direction, Kind, Record, Verdict};
+use self::peers::Peers;
+pub use self::tunnels::Tunnel;
+use crate::audit::{self, Direction, Verdict};
 use crate::document::Node;
-use crate::exchange::{self, Meter};
+use crate::exchange::Meter;
 use crate::limits::{Requests, Tally};
 use crate::listen::{self, Address, Protocol, Source, Stream};
-use crate::live::Live;
-use crate::outcome::Outcome;
-use crate::relay::{self, Passed};
+use crate::live::{Live, Snapshot};
 use crate::secrets::{self, Guard};
 use crate::serve;
-use crate::session::{self, Granted, Own, Roll, Standing};
+use crate::session::{Roll, Standing};
 use crate::telemetry::chain;
 use crate::tls::detect::{self, Detected};
-use crate::tls::{self, Connector, Endpoint, Expected, HandshakeError, Offer, Secured};
+use crate::tls::{self, Connector, Endpoint, Expected, HandshakeError, Offer, Peer, Secured};
 use crate::upstream::{self, Dial, DialError, Dialed, Place, Queue, Wanted};
 use crate::worker::Worker;
 
@@ -53,6 +53,8 @@ pub struct Settings {
     pub ejection: balance::Rules,
     /// When requests are given up, and how many may be sent once more.
     pub retry: retry::Settings,
+    /// Whether TCP sessions share connections.
+    pub tunnel: Tunnel,
     /// What becomes of standing secrets in requests.
     pub standing_secrets: secrets::Settings,
     /// Limits of HTTP connections.
@@ -81,6 +83,13 @@ impl Settings {
         });
         let eject_for = listen::timeout(&mut section, "eject_for", EJECT_FOR, listen::MINUTE * 5);
         let retry = retry::Settings::read(&mut section);
+        let tunnel = section.or("tunnel", Tunnel::Auto, |node| {
+            node.choice(&[
+                ("auto", Tunnel::Auto),
+                ("always", Tunnel::Always),
+                ("off", Tunnel::Off),
+            ])
+        });
         let standing_secrets =
             section.or("standing_secrets", secrets::Settings::default(), |node| {
                 secrets::Settings::read(&node)
@@ -101,6 +110,7 @@ impl Settings {
                 first: eject_for?,
             },
             retry: retry?,
+            tunnel: tunnel?,
             standing_secrets: standing_secrets?,
         })
     }
@@ -263,7 +273,7 @@ impl Outbound {
         };
         let settings = &connection.outbound.settings;
         let timeout = match settings.listener.protocol {
-            Protocol::Tcp => return connection.serve_tcp(stream).await,
+            Protocol::Tcp => return tcp::serve(connection, stream).await,
             Protocol::Http => settings.http.header_timeout,
             Protocol::Auto => settings.listener.detect_timeout,
         };
@@ -271,7 +281,7 @@ impl Outbound {
             Ok((Detected::Http2Preface, stream)) => http::serve(connection, stream, true).await,
             Ok((Detected::Http1, stream)) => http::serve(connection, stream, false).await,
             Ok((_, stream)) if settings.listener.protocol == Protocol::Auto => {
-                connection.serve_tcp(stream).await;
+                tcp::serve(connection, stream).await;
             }
             // HTTP answers what is not HTTP.
             Ok((_, stream)) => http::serve(connection, stream, false).await,
@@ -286,68 +296,6 @@ struct Connection {
     facts: Arc<audit::Connection>,
     /// Counted as open until the last request on it has ended.
     _slot: OwnedSemaphorePermit,
-}
-
-impl Connection {
-    async fn serve_tcp<IO>(self, mut stream: IO)
-    where
-        IO: AsyncRead + AsyncWrite + AsFd + Unpin,
-    {
-        let outbound = &*self.outbound;
-        let session = outbound.meter.session(exchange::Kind::Tcp);
-        let Ok(mut record) = outbound.worker.audit.open(Kind::Connection, &self.facts) else {
-            listen::break_off(&stream);
-            return session.ended(Outcome::AuditUnavailable);
-        };
-        record.if_dropped(Outcome::Cut);
-        let mut passed = Passed::default();
-        let outcome = self.relay_tcp(&mut stream, &mut record, &mut passed).await;
-        if outcome != Outcome::Completed {
-            listen::break_off(&stream);
-        }
-        session.ended(outcome);
-        record.finish(outcome, passed.from_a, passed.from_b);
-    }
-
-    async fn relay_tcp<IO>(
-        &self,
-        stream: &mut IO,
-        record: &mut Record,
-        passed: &mut Passed,
-    ) -> Outcome
-    where
-        IO: AsyncRead + AsyncWrite + Unpin,
-    {
-        let outbound = &*self.outbound;
-        let Session {
-            secured,
-            busy: _busy,
-        } = match outbound.peers.connect(Offer::Opaque).await {
-            Ok(session) => session,
-            Err(error) => {
-                outbound.tell_unreachable(&error);
-                record.verdict(unanswered(&error));
-                return error.outcome();
-            }
-        };
-        let Secured {
-            peer,
-            stream: mut answering,
-            endpoint,
-            ..
-        } = secured;
-        record.peer(peer.leaf().clone());
-        let standing = outbound.worker.standing(peer, endpoint);
-        let work = async {
-            let idle = outbound.settings.listener.idle_timeout;
-            let counters = outbound.meter.counters();
-            relay::both_ways(stream, &mut answering, idle, counters, passed)
-                .await
-                .outcome()
-        };
-        let lost = standing.lost(Own::Shown, Granted::Nothing);
-        session::run(work, lost, &outbound.worker.lifecycle).await
-    }
 }
 
 impl Outbound {
@@ -386,13 +334,24 @@ struct Way {
     roll: Roll,
 }
 
+impl Way {
+    fn standing(&self, peer: Arc<Peer>, own: Arc<Snapshot<Endpoint>>) -> Standing {
+        Standing {
+            peer,
+            own,
+            identity: self.identity.clone(),
+            roll: self.roll.clone(),
+        }
+    }
+}
+
 impl Route {
     async fn connect(&self, offer: Offer) -> Result<Secured<TlsStream<Held>>, DialError> {
         let connector = &self.way.connector;
         let stream = self.open().await?;
         match connector.connect_offering(stream, offer).await {
             // Only another Doorward knows our name for opaque bytes; others may insist on one of theirs.
-            Err(HandshakeError::NoSharedAlpn) if offer == Offer::Opaque => {
+            Err(HandshakeError::NoSharedAlpn) if matches!(offer, Offer::Opaque | Offer::Tunnel) => {
                 let stream = self.open().await?;
                 Ok(connector.connect_offering(stream, Offer::Nothing).await?)
             }
@@ -479,12 +438,7 @@ impl Dial for Route {
             http2: secured.agreed == tls::Agreed::Http2,
             epoch: secured.endpoint.generation,
             not_after: ends.into_iter().min(),
-            standing: Some(Standing {
-                peer: secured.peer,
-                own: secured.endpoint,
-                identity: self.way.identity.clone(),
-                roll: self.way.roll.clone(),
-            }),
+            standing: Some(self.way.standing(secured.peer, secured.endpoint)),
             io: secured.stream,
         })
     }

@@ -22,7 +22,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use self::streams::Streams;
-use self::watched::Watched;
+pub(crate) use self::watched::Watched;
 use crate::exchange::BrokenOff;
 use crate::lifecycle::{Lifecycle, Phase};
 use crate::limits::{Lent, Limit, Tally};

@@ -144,17 +144,20 @@ pub enum Offer {
     Http1,
     /// `doorward-tcp` alone: bytes that nobody looks into.
     Opaque,
-    /// `h2`, `http/1.1`, then `doorward-tcp`.
+    /// `doorward-tcp/1`, then `doorward-tcp`: such bytes on a shared connection, or on one of their own.
+    Tunnel,
+    /// `h2`, `http/1.1`, then as [`Offer::Tunnel`].
     Auto,
     /// No ALPN at all, for a peer that knows none of these names.
     Nothing,
 }
 
 impl Offer {
-    const ALL: [Self; 5] = [
+    const ALL: [Self; 6] = [
         Self::Http,
         Self::Http1,
         Self::Opaque,
+        Self::Tunnel,
         Self::Auto,
         Self::Nothing,
     ];
@@ -164,7 +167,8 @@ impl Offer {
             Self::Http => &[Agreed::Http2, Agreed::Http1],
             Self::Http1 => &[Agreed::Http1],
             Self::Opaque => &[Agreed::Opaque],
-            Self::Auto => &[Agreed::Http2, Agreed::Http1, Agreed::Opaque],
+            Self::Tunnel => &[Agreed::Tunnel, Agreed::Opaque],
+            Self::Auto => &[Agreed::Http2, Agreed::Http1, Agreed::Tunnel, Agreed::Opaque],
             Self::Nothing => &[],
         };
         names.iter().map(|name| name.as_alpn().to_vec()).collect()
@@ -180,6 +184,8 @@ pub enum Agreed {
     Http1,
     /// `doorward-tcp`.
     Opaque,
+    /// `doorward-tcp/1`: see [`crate::tunnel`].
+    Tunnel,
     /// One side offered nothing: the configuration, or the first bytes, must tell.
     Nothing,
 }
@@ -190,14 +196,15 @@ impl Agreed {
             Self::Http2 => b"h2",
             Self::Http1 => b"http/1.1",
             Self::Opaque => b"doorward-tcp",
+            Self::Tunnel => b"doorward-tcp/1",
             Self::Nothing => b"",
         }
     }
 
-    /// rustls agrees only to what we offered, so there is no fourth name.
+    /// rustls agrees only to what we offered, so there is no other name.
     fn of(tls: &CommonState) -> Self {
         let name = tls.alpn_protocol().unwrap_or_default();
-        [Self::Http2, Self::Http1, Self::Opaque]
+        [Self::Http2, Self::Http1, Self::Opaque, Self::Tunnel]
             .into_iter()
             .find(|agreed| agreed.as_alpn() == name)
             .unwrap_or(Self::Nothing)
@@ -210,7 +217,7 @@ pub struct Endpoint {
     material: Material,
     rules: Rules,
     /// In the order of [`Offer::ALL`].
-    servers: [Arc<ServerConfig>; 5],
+    servers: [Arc<ServerConfig>; 6],
     verdicts: Verdicts,
 }
 
@@ -281,7 +288,7 @@ impl Endpoint {
         verify::still_holds(peer, &rules.bundles, rules.max_peer_lifetime, now)
     }
 
-    fn clients(&self, expected: &Arc<Expected>) -> Result<[Arc<ClientConfig>; 5], rustls::Error> {
+    fn clients(&self, expected: &Arc<Expected>) -> Result<[Arc<ClientConfig>; 6], rustls::Error> {
         let identity = SingleCertAndKey::from(self.material.certified().clone());
         let verifier = ExpectedServer {
             rules: self.rules.clone(),
@@ -465,7 +472,7 @@ pub struct Connector {
 struct Configs {
     generation: u64,
     /// In the order of [`Offer::ALL`].
-    clients: [Arc<ClientConfig>; 5],
+    clients: [Arc<ClientConfig>; 6],
 }
 
 impl Connector {

@@ -387,7 +387,7 @@ struct Idle {
 
 /// How long a connection may take new requests.
 #[derive(Clone, Debug)]
-struct Term {
+pub(crate) struct Term {
     epoch: u64,
     retire_at: Option<SystemTime>,
     ground: Option<Ground>,
@@ -413,7 +413,7 @@ impl Term {
         }
     }
 
-    fn new(epoch: u64, not_after: Option<SystemTime>, now: SystemTime) -> Self {
+    pub(crate) fn new(epoch: u64, not_after: Option<SystemTime>, now: SystemTime) -> Self {
         let retire_at = not_after.map(|end| {
             let left = end.duration_since(now).unwrap_or_default();
             end - (left / 10).min(Duration::from_secs(30))
@@ -425,7 +425,7 @@ impl Term {
         }
     }
 
-    fn holds(&self, epoch: u64, now: SystemTime) -> bool {
+    pub(crate) fn holds(&self, epoch: u64, now: SystemTime) -> bool {
         let lost = |ground: &Ground| ground.running.is_closed();
         self.epoch == epoch
             && self.retire_at.is_none_or(|end| now < end)

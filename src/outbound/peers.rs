@@ -15,11 +15,11 @@ use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use http::{Request, Response, StatusCode};
 use prometheus::IntCounter;
-use tokio_rustls::client::TlsStream;
 
 use super::balance::{self, Health, Rules};
 use super::retry::{self, Budget};
-use super::{Held, Route, Settings, Way};
+use super::tunnels::{Carried, Sharing, Tunnels};
+use super::{Route, Settings, Way};
 use crate::discovery::Addresses;
 use crate::exchange::{Exchange, Upload};
 use crate::lifecycle::Tasks;
@@ -27,7 +27,6 @@ use crate::live::Live;
 use crate::outcome::Outcome;
 use crate::session::Standing;
 use crate::telemetry::chain;
-use crate::tls::{Offer, Secured};
 use crate::upstream::{
     self, Again, Busy, Coming, Connection, Dial, DialError, Lease, Pool, Queue, Refused, SendError,
     Wanted,
@@ -44,6 +43,7 @@ pub(super) struct Peers {
     budget: Budget,
     queue: Arc<Queue>,
     tasks: Tasks,
+    sharing: Arc<Sharing>,
     known: Arc<Live<Addresses>>,
     instances: ArcSwap<Vec<Arc<Instance>>>,
     /// Held while `instances` are replaced.
@@ -57,12 +57,13 @@ pub(super) struct Peers {
 struct Instance {
     address: SocketAddr,
     pool: Arc<Pool<Route>>,
+    tunnels: Tunnels,
     health: Health,
 }
 
-/// A connection for opaque bytes.
+/// A way for opaque bytes.
 pub(super) struct Session {
-    pub(super) secured: Secured<TlsStream<Held>>,
+    pub(super) carried: Carried,
     /// Counts while it is open.
     pub(super) busy: Busy,
 }
@@ -81,6 +82,7 @@ impl Peers {
             retry: settings.retry,
             budget: Budget::new(settings.retry.budget),
             tasks: worker.tasks.clone(),
+            sharing: Sharing::new(settings, worker),
             known: worker.directory.find(settings.to.host()),
             instances: ArcSwap::default(),
             changing: Mutex::default(),
@@ -127,6 +129,7 @@ impl Peers {
         for gone in before.iter() {
             if !after.iter().any(|one| Arc::ptr_eq(one, gone)) {
                 gone.pool.retire();
+                gone.tunnels.close();
             }
         }
         self.instances.store(Arc::new(after));
@@ -140,6 +143,7 @@ impl Peers {
         Arc::new(Instance {
             address,
             pool: Pool::queued(route, settings, self.tasks.clone(), queue),
+            tunnels: Tunnels::new(self.sharing.clone()),
             health: Health::default(),
         })
     }
@@ -148,6 +152,7 @@ impl Peers {
     pub(super) fn close(&self) {
         for instance in self.instances.load().iter() {
             instance.pool.close();
+            instance.tunnels.close();
         }
     }
 
@@ -289,13 +294,14 @@ impl Peers {
     ///
     /// # Errors
     /// Of several addresses that could not be connected to, the last one's.
-    pub(super) async fn connect(&self, offer: Offer) -> Result<Session, DialError> {
-        let dial =
-            |instance: Arc<Instance>| async move { instance.pool.dialler().connect(offer).await };
+    pub(super) async fn connect(&self) -> Result<Session, DialError> {
+        let dial = |instance: Arc<Instance>| async move {
+            instance.tunnels.session(instance.pool.dialler()).await
+        };
         let first = self.any().await?;
-        let (instance, secured) = self.queue.pass(|| self.race(first.clone(), dial)).await?;
+        let (instance, carried) = self.queue.pass(|| self.race(first.clone(), dial)).await?;
         let busy = instance.pool.busy();
-        Ok(Session { secured, busy })
+        Ok(Session { carried, busy })
     }
 
     /// Opens a connection, to `first` if it can be; or takes one that has become free meanwhile.

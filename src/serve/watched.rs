@@ -15,10 +15,10 @@ use super::Limits;
 use crate::limits::Limit;
 
 /// Which limit ended a connection, if one did.
-pub(super) type Reached = Arc<OnceLock<Limit>>;
+pub(crate) type Reached = Arc<OnceLock<Limit>>;
 
 /// A stream under watch.
-pub(super) struct Watched<IO> {
+pub(crate) struct Watched<IO> {
     io: IO,
     limits: Limits,
     /// There if HTTP/2 is spoken.
@@ -31,7 +31,7 @@ pub(super) struct Watched<IO> {
 }
 
 impl<IO> Watched<IO> {
-    pub(super) fn new(io: IO, http2: bool, limits: Limits) -> (Self, Reached) {
+    pub(crate) fn new(io: IO, http2: bool, limits: Limits) -> (Self, Reached) {
         let reached = Reached::default();
         let watched = Self {
             io,

@@ -535,6 +535,12 @@ async fn alpn_agrees_on_the_first_common_protocol_or_fails() {
         (Offer::Auto, Offer::Http, Ok(Agreed::Http2)),
         (Offer::Auto, Offer::Http1, Ok(Agreed::Http1)),
         (Offer::Auto, Offer::Opaque, Ok(Agreed::Opaque)),
+        (Offer::Auto, Offer::Tunnel, Ok(Agreed::Tunnel)),
+        (Offer::Tunnel, Offer::Tunnel, Ok(Agreed::Tunnel)),
+        // Either side may be older.
+        (Offer::Tunnel, Offer::Opaque, Ok(Agreed::Opaque)),
+        (Offer::Opaque, Offer::Tunnel, Ok(Agreed::Opaque)),
+        (Offer::Http, Offer::Tunnel, Err("no_shared_alpn")),
         (Offer::Http1, Offer::Http, Ok(Agreed::Http1)),
         (Offer::Http1, Offer::Auto, Ok(Agreed::Http1)),
         (Offer::Http, Offer::Opaque, Err("no_shared_alpn")),

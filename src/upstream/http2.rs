@@ -171,8 +171,14 @@ impl Answered {
     }
 }
 
+/// Listens on `io` for whether the other side accepts us.
+pub(crate) fn heard<Io>(io: Io) -> (Heard<Io>, Answered) {
+    let (io, told) = Heard::new(io, Arc::new(Life::new()));
+    (io, Answered(told))
+}
+
 /// A stream that tells how the first reading of it went, and when the last one was.
-struct Heard<Io> {
+pub(crate) struct Heard<Io> {
     io: Io,
     life: Arc<Life>,
     tell: Option<oneshot::Sender<Result<(), HandshakeError>>>,

@@ -350,7 +350,8 @@ async fn what_is_late_is_tried_elsewhere_and_given_up_in_the_end() {
 
 #[tokio::test]
 async fn sessions_wait_for_a_connection_where_no_more_may_be_open() {
-    let keys = "protocol: tcp, max_peer_connections: 1, max_pending: 1, connect_timeout: 1m";
+    let keys =
+        "protocol: tcp, tunnel: off, max_peer_connections: 1, max_pending: 1, connect_timeout: 1m";
     let several = Several::single(free_port(), addresses(&HERE[..1]), keys).await;
     let entrance = several.a.outbound[0];
     let session = async |path: &str| {
