@@ -108,10 +108,45 @@ impl Exchange {
     ///
     /// # Errors
     /// When there is none.
-    pub fn admit(&self, requests: &Arc<Requests>) -> Result<(), Outcome> {
+    pub fn admit(self: &Arc<Self>, requests: &Arc<Requests>) -> Result<(), Outcome> {
+        let mut admitted = requests.admit()?;
+        let exchange = Arc::downgrade(self);
+        admitted.unless_late(move || {
+            if let Some(exchange) = exchange.upgrade() {
+                exchange.give_up(Limit::RequestTime, Outcome::RequestTimeout);
+            }
+        });
         // A request asks once.
-        let _ = self.admitted.set(requests.admit()?);
+        let _ = self.admitted.set(admitted);
         Ok(())
+    }
+
+    /// Ends it because it reached `limit`.
+    fn give_up(&self, limit: Limit, why: Outcome) {
+        if let Some(admitted) = self.admitted.get() {
+            admitted.hit(limit);
+        }
+        self.revoke(why);
+    }
+
+    /// Whether `body`, which is waited for, has made too little `progress` for too long. From the first time on
+    /// `stall` watches over it, where there is a limit.
+    fn has_stalled(
+        &self,
+        stall: &mut Option<Box<Stall>>,
+        body: &impl Body,
+        cx: &mut Context<'_>,
+        progress: u64,
+    ) -> bool {
+        if stall.is_none() {
+            let known_length = body.size_hint().exact().is_some();
+            let admitted = self.admitted.get();
+            *stall = admitted
+                .and_then(|admitted| admitted.stall(known_length))
+                .map(Box::new);
+        }
+        let stall = stall.as_mut();
+        stall.is_some_and(|stall| stall.poll(cx, progress).is_ready())
     }
 
     fn answered(&self, status: StatusCode) {
@@ -232,6 +267,7 @@ impl Exchange {
             let mut download = Download {
                 body,
                 exchange: self,
+                stall: None,
                 lease,
                 ended: false,
             };
@@ -245,6 +281,9 @@ impl Exchange {
     /// Passes on that the other side has changed its protocol. The exchange goes on.
     pub fn switch<D: Dial>(&self, response: Response<Coming>) -> Response<Reply<D>> {
         self.leave_place();
+        if let Some(admitted) = self.admitted.get() {
+            admitted.take_time();
+        }
         self.answered(response.status());
         let mut response = response.map(|_| Reply::empty());
         let headers = response.headers_mut();
@@ -444,8 +483,7 @@ pub struct Upload(Option<Sending>);
 struct Sending {
     body: Incoming,
     exchange: Arc<Exchange>,
-    /// Where the length is known: who does not say how much there is may well pause.
-    stall: Option<Stall>,
+    stall: Option<Box<Stall>>,
 }
 
 impl Upload {
@@ -455,14 +493,10 @@ impl Upload {
         if body.is_end_stream() {
             return Self(None);
         }
-        let admitted = exchange.admitted.get();
-        let stall = admitted
-            .filter(|_| body.size_hint().exact().is_some())
-            .map(Admitted::stall);
         Self(Some(Sending {
             body,
             exchange,
-            stall,
+            stall: None,
         }))
     }
 
@@ -501,18 +535,18 @@ impl Body for Upload {
         if let Some(broken_off) = exchange.broken_off() {
             return Poll::Ready(Some(Err(broken_off)));
         }
-        let Poll::Ready(mut frame) = Pin::new(body).poll_frame(cx) else {
+        let Poll::Ready(mut frame) = Pin::new(&mut *body).poll_frame(cx) else {
             let received = exchange.received.load(Ordering::Relaxed);
-            if let (Some(stall), Some(admitted)) = (stall, exchange.admitted.get())
-                && stall.poll(cx, received).is_ready()
-            {
-                admitted.hit(Limit::Unsent);
-                exchange.revoke(Outcome::IdleTimeout);
+            if exchange.has_stalled(stall, body, cx, received) {
+                exchange.give_up(Limit::Unsent, Outcome::IdleTimeout);
                 return Poll::Ready(exchange.broken_off().map(Err));
             }
             ready!(exchange.poll_revoked(Flow::Request, cx));
             return Poll::Ready(exchange.broken_off().map(Err));
         };
+        if let Some(stall) = stall {
+            stall.came();
+        }
         if let Some(Ok(frame)) = &mut frame {
             if let Some(data) = frame.data_ref() {
                 exchange
@@ -611,6 +645,7 @@ impl<D: Dial> fmt::Debug for Reply<D> {
 pub struct Download<D: Dial> {
     body: Coming,
     exchange: Arc<Exchange>,
+    stall: Option<Box<Stall>>,
     lease: Option<Lease<D>>,
     ended: bool,
 }
@@ -625,9 +660,17 @@ impl<D: Dial> Download<D> {
             return Poll::Ready(Some(Err(broken_off)));
         }
         let Poll::Ready(mut frame) = Pin::new(&mut self.body).poll_frame(cx) else {
+            let sent = exchange.sent.load(Ordering::Relaxed);
+            if exchange.has_stalled(&mut self.stall, &self.body, cx, sent) {
+                exchange.give_up(Limit::Unsent, Outcome::UpstreamTimeout);
+                return Poll::Ready(exchange.broken_off().map(Err));
+            }
             ready!(exchange.poll_revoked(Flow::Response, cx));
             return Poll::Ready(exchange.broken_off().map(Err));
         };
+        if let Some(stall) = &mut self.stall {
+            stall.came();
+        }
         match &mut frame {
             Some(Ok(frame)) => {
                 if let Some(data) = frame.data_ref() {

@@ -174,10 +174,7 @@ impl Inbound {
                 &settings.standing_secrets,
                 &settings.service,
             ),
-            requests: tally.requests(
-                settings.listener.max_requests,
-                settings.listener.stall_timeout,
-            ),
+            requests: tally.requests(settings.listener.requests),
             handshakes: tally.handshakes(settings.max_handshakes),
             tally,
             settings,

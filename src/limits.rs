@@ -2,17 +2,22 @@
 //!
 //! Each [`Limit`] is enforced where the resource is held; here they are named, and counted in one family.
 
+mod lag;
+mod stall;
+
 use std::collections::BTreeMap;
-use std::pin::Pin;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll};
 use std::time::Duration;
 
-use prometheus::{IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
+use prometheus::{
+    HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+};
 use tokio::sync::oneshot;
-use tokio::time::{Instant, Sleep, sleep};
+use tokio::task::AbortHandle;
 
+use self::lag::Lag;
+pub use self::stall::Stall;
 use crate::outcome::Outcome;
 
 /// A limit of ours that somebody reached.
@@ -26,6 +31,11 @@ pub enum Limit {
     Handshakes,
     /// As many requests are under way as may be: the next one was answered with 503.
     Requests,
+    /// The worker has more to do than it gets done: some requests are answered with 503, so that the others
+    /// do not wait long.
+    Lag,
+    /// A request and its response together took too long.
+    RequestTime,
     /// A request's head, or the preface of HTTP/2, did not come in time, or a kept HTTP/1.1 connection had
     /// nothing to ask.
     HeaderTime,
@@ -36,7 +46,7 @@ pub enum Limit {
     Frames,
     /// The other side took nothing of what was to be written for too long.
     Unread,
-    /// A request's body of known length stood still for too long.
+    /// A body stood still for too long, or came too slowly.
     Unsent,
     /// Little credit was left for what a new HTTP/2 connection may send before it is read.
     Credit,
@@ -44,11 +54,13 @@ pub enum Limit {
 
 impl Limit {
     /// Every variant, to register metrics with.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 12] = [
         Self::Connections,
         Self::Descriptors,
         Self::Handshakes,
         Self::Requests,
+        Self::Lag,
+        Self::RequestTime,
         Self::HeaderTime,
         Self::HeaderBytes,
         Self::Frames,
@@ -65,6 +77,8 @@ impl Limit {
             Self::Descriptors => "descriptors",
             Self::Handshakes => "handshakes",
             Self::Requests => "requests",
+            Self::Lag => "lag",
+            Self::RequestTime => "request_time",
             Self::HeaderTime => "header_time",
             Self::HeaderBytes => "header_bytes",
             Self::Frames => "frames",
@@ -80,6 +94,7 @@ impl Limit {
 pub struct Metrics {
     hit: IntCounterVec,
     requests: IntGaugeVec,
+    lag: HistogramVec,
 }
 
 impl Metrics {
@@ -103,7 +118,16 @@ impl Metrics {
                 ),
                 &["direction", "service"],
             )?,
+            lag: HistogramVec::new(
+                HistogramOpts::new(
+                    "doorward_worker_lag_seconds",
+                    "How late a worker came to what was due, measured while it has many requests under way.",
+                )
+                .buckets(lag::BUCKETS.to_vec()),
+                &["direction", "service"],
+            )?,
         };
+        registry.register(Box::new(metrics.lag.clone()))?;
         registry.register(Box::new(metrics.hit.clone()))?;
         registry.register(Box::new(metrics.requests.clone()))?;
         Ok(metrics)
@@ -147,14 +171,16 @@ impl Tally {
         families.hit.with_label_values(&labels).inc();
     }
 
-    /// Lets at most `most` requests in at once. The body of one may stand still for `stall_timeout`.
+    /// Lets requests in on these terms.
     #[must_use]
-    pub fn requests(&self, most: usize, stall_timeout: Duration) -> Arc<Requests> {
+    pub fn requests(&self, terms: Terms) -> Arc<Requests> {
         let labels = [self.0.direction, &*self.0.service];
+        let families = &self.0.families;
         Arc::new(Requests {
-            most: i64::try_from(most).unwrap_or(i64::MAX),
-            under_way: self.0.families.requests.with_label_values(&labels),
-            stall_timeout,
+            most: i64::try_from(terms.most).unwrap_or(i64::MAX),
+            under_way: families.requests.with_label_values(&labels),
+            lag: Lag::new(terms.max_lag, families.lag.with_label_values(&labels)),
+            terms,
             tally: self.clone(),
         })
     }
@@ -170,93 +196,112 @@ impl Tally {
     }
 }
 
+/// What holds for the requests at one listener.
+#[derive(Clone, Copy, Debug)]
+pub struct Terms {
+    /// Under way at most, in each worker.
+    pub most: usize,
+    /// The worker may be late by so much before requests are turned away.
+    pub max_lag: Duration,
+    /// How long one may take, from its head to the end of its response.
+    pub request_timeout: Option<Duration>,
+    /// How long a body, and whoever takes a response, may stand still.
+    pub stall_timeout: Duration,
+    /// Bytes a second at least of a body whose length is known, over each `stall_timeout`.
+    pub min_body_rate: u32,
+    /// The same of one whose length is not known. Without it, such a body may take as long as it likes.
+    pub min_stream_rate: Option<u32>,
+}
+
 /// The requests under way at one listener of one worker.
 #[derive(Debug)]
 pub struct Requests {
     most: i64,
     /// Of this worker alone, so that it serves as the count itself.
     under_way: IntGauge,
-    stall_timeout: Duration,
+    lag: Arc<Lag>,
+    terms: Terms,
     tally: Tally,
 }
 
 impl Requests {
-    /// Lets one more in, until what is returned is dropped.
+    /// Lets one more in, until what is returned is dropped. To be called on the worker's runtime.
     ///
     /// # Errors
-    /// When as many are in as may be.
+    /// When as many are in as may be, or the worker does not keep up.
     pub fn admit(self: &Arc<Self>) -> Result<Admitted, Outcome> {
-        if self.under_way.get() >= self.most {
-            self.tally.hit(Limit::Requests);
+        let under_way = self.under_way.get();
+        let reached = if under_way >= self.most {
+            Some(Limit::Requests)
+        } else if under_way >= CROWD && self.lag.sheds() {
+            Some(Limit::Lag)
+        } else {
+            None
+        };
+        if let Some(limit) = reached {
+            self.tally.hit(limit);
             return Err(Outcome::Overloaded);
         }
         self.under_way.inc();
-        Ok(Admitted(self.clone()))
+        Ok(Admitted {
+            requests: self.clone(),
+            deadline: None,
+        })
     }
 }
 
+/// With fewer requests under way at a listener of a worker, none is turned away because the worker is late:
+/// it is not they who keep it busy.
+const CROWD: i64 = 8;
+
 /// A request that was let in and is under way.
 #[derive(Debug)]
-pub struct Admitted(Arc<Requests>);
+pub struct Admitted {
+    requests: Arc<Requests>,
+    deadline: Option<AbortHandle>,
+}
 
 impl Admitted {
-    /// Watches over the progress of its body.
+    /// Calls `late` when it has taken as long as it may. To be called on the worker's runtime.
+    pub fn unless_late(&mut self, late: impl FnOnce() + Send + 'static) {
+        if let Some(timeout) = self.requests.terms.request_timeout {
+            let waiting = async move {
+                tokio::time::sleep(timeout).await;
+                late();
+            };
+            self.deadline = Some(tokio::spawn(waiting).abort_handle());
+        }
+    }
+
+    /// From now on it may take as long as it likes.
+    pub fn take_time(&self) {
+        if let Some(deadline) = &self.deadline {
+            deadline.abort();
+        }
+    }
+
+    /// Watches over the progress of one of its bodies, of known length or not, where there is a limit.
     #[must_use]
-    pub fn stall(&self) -> Stall {
-        Stall::new(self.0.stall_timeout)
+    pub fn stall(&self, known_length: bool) -> Option<Stall> {
+        let terms = &self.requests.terms;
+        let rate = if known_length {
+            terms.min_body_rate
+        } else {
+            terms.min_stream_rate?
+        };
+        Some(Stall::new(terms.stall_timeout).at_least(rate))
     }
 
     /// Counts that it reached `limit`.
     pub fn hit(&self, limit: Limit) {
-        self.0.tally.hit(limit);
+        self.requests.tally.hit(limit);
     }
 }
 
 impl Drop for Admitted {
     fn drop(&mut self) {
-        self.0.under_way.dec();
-    }
-}
-
-/// Ends our patience with somebody who is waited for and makes no progress.
-#[derive(Debug)]
-pub struct Stall {
-    timeout: Duration,
-    timer: Option<Pin<Box<Sleep>>>,
-    seen: u64,
-}
-
-impl Stall {
-    /// Nobody is waited for yet.
-    #[must_use]
-    pub fn new(timeout: Duration) -> Self {
-        Self {
-            timeout,
-            timer: None,
-            seen: 0,
-        }
-    }
-
-    /// To be called while somebody is waited for. Completes when `progress` has stayed the same for the
-    /// timeout, or a little longer: the timer is looked at when it fires, not moved with every byte.
-    pub fn poll(&mut self, cx: &mut Context<'_>, progress: u64) -> Poll<()> {
-        let timer = self.timer.get_or_insert_with(|| {
-            self.seen = progress;
-            Box::pin(sleep(self.timeout))
-        });
-        while timer.as_mut().poll(cx).is_ready() {
-            if progress == self.seen {
-                return Poll::Ready(());
-            }
-            self.seen = progress;
-            timer.as_mut().reset(Instant::now() + self.timeout);
-        }
-        Poll::Pending
-    }
-
-    /// Nobody is waited for.
-    pub fn rest(&mut self) {
-        self.timer = None;
+        self.take_time();
+        self.requests.under_way.dec();
     }
 }
 
@@ -395,6 +440,15 @@ mod tests {
 
     use super::*;
 
+    const TERMS: Terms = Terms {
+        most: 10_000,
+        max_lag: Duration::from_millis(100),
+        request_timeout: None,
+        stall_timeout: Duration::from_secs(60),
+        min_body_rate: 100,
+        min_stream_rate: None,
+    };
+
     fn tally() -> (Registry, Tally) {
         let registry = Registry::new();
         let tally = Metrics::register(&registry).unwrap().of("inbound", "a");
@@ -421,7 +475,7 @@ mod tests {
     #[test]
     fn as_many_requests_are_let_in_as_may_be_and_each_that_ends_makes_room() {
         let (_, tally) = tally();
-        let requests = tally.requests(2, Duration::from_secs(60));
+        let requests = tally.requests(Terms { most: 2, ..TERMS });
         let first = requests.admit().unwrap();
         let _second = requests.admit().unwrap();
         assert_eq!(requests.admit().unwrap_err(), Outcome::Overloaded);
@@ -443,27 +497,6 @@ mod tests {
         assert!(promised <= BUDGET, "{promised}");
         drop(lent);
         assert_eq!(credit.lend().bytes(), 32 << 20);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn only_who_is_waited_for_and_makes_no_progress_stalls() {
-        let minute = Duration::from_secs(60);
-        let mut stall = Stall::new(minute);
-        let mut stalled = |progress| {
-            let mut cx = Context::from_waker(std::task::Waker::noop());
-            stall.poll(&mut cx, progress).is_ready()
-        };
-        assert!(!stalled(1));
-        tokio::time::advance(minute * 2).await;
-        // It was not waited for in the meantime: the timer begins anew.
-        assert!(!stalled(2));
-        tokio::time::advance(minute / 2).await;
-        assert!(!stalled(2));
-        tokio::time::advance(minute).await;
-        assert!(stalled(2));
-        stall.rest();
-        let mut cx = Context::from_waker(std::task::Waker::noop());
-        assert!(stall.poll(&mut cx, 2).is_pending());
     }
 
     #[test]

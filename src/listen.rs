@@ -22,8 +22,8 @@ use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::descriptors::{self, Use};
-use crate::document::Section;
-use crate::limits::{Limit, Tally};
+use crate::document::{Node, Section};
+use crate::limits::{self, Limit, Tally};
 
 /// An address to listen on or to connect to: `127.0.0.1:8080`, `[::1]:8080` or `unix:/run/app.sock`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -85,8 +85,8 @@ pub struct Settings {
     pub protocol: Protocol,
     /// Open connections at most, in each worker.
     pub max_connections: usize,
-    /// HTTP requests under way at most, in each worker.
-    pub max_requests: usize,
+    /// What holds for HTTP requests.
+    pub requests: limits::Terms,
     /// Opening a connection onwards may take this long.
     pub connect_timeout: Duration,
     /// With `protocol: auto`, whoever says nothing for this long waits for the other side to speak.
@@ -95,9 +95,6 @@ pub struct Settings {
     pub idle_timeout: Duration,
     /// How long a request's head may take, and how long a kept HTTP/1.1 connection may idle.
     pub header_timeout: Duration,
-    /// An HTTP connection whose other side takes nothing of what is to be written for this long is closed, and
-    /// so is any accepted connection whose other side gives no sign of life.
-    pub stall_timeout: Duration,
     /// A connection opened onwards whose other side gives no sign of life, or takes nothing, for this long is
     /// closed.
     pub tcp_user_timeout: Duration,
@@ -128,21 +125,36 @@ impl Settings {
             MINUTE,
         );
         let header_timeout = timeout(section, "header_timeout", MINUTE, MINUTE * 60);
+        let max_lag = section.or("max_lag", MAX_LAG, |node| {
+            node.duration(Duration::from_micros(1)..=MINUTE)
+        });
+        let request_timeout = section.optional("request_timeout", |node| {
+            node.duration(Duration::from_millis(1)..=MINUTE * 60 * 24)
+        });
         let stall_timeout = timeout(section, "stall_timeout", MINUTE * 5, MINUTE * 60 * 24);
         let tcp_user_timeout = section.or("tcp_user_timeout", MINUTE * 2, |node| {
             node.duration(Duration::from_secs(1)..=MINUTE * 60 * 24)
         });
+        let rate = |node: Node<'_>| u32::try_from(node.count(0..=1_000_000_000)?).ok();
+        let min_body_rate = section.or("min_body_rate", MIN_BODY_RATE, rate);
+        let min_stream_rate = section.optional("min_stream_rate", rate);
         let idle_timeout = timeout(section, "idle_timeout", MINUTE * 60, MINUTE * 60 * 24 * 366);
         Some(Self {
             listen: listen?,
             protocol: protocol?,
             max_connections: max_connections?,
-            max_requests: max_requests?,
+            requests: limits::Terms {
+                most: max_requests?,
+                max_lag: max_lag?,
+                request_timeout: request_timeout?,
+                stall_timeout: stall_timeout?,
+                min_body_rate: min_body_rate?,
+                min_stream_rate: min_stream_rate?,
+            },
             connect_timeout: connect_timeout?,
             detect_timeout: detect_timeout?,
             idle_timeout: idle_timeout?,
             header_timeout: header_timeout?,
-            stall_timeout: stall_timeout?,
             tcp_user_timeout: tcp_user_timeout?,
         })
     }
@@ -153,9 +165,15 @@ impl Settings {
     /// lives and takes nothing is for us to give up, and to tell of.
     #[must_use]
     pub fn silence(&self) -> Duration {
-        self.stall_timeout + Duration::from_secs(5)
+        self.requests.stall_timeout + Duration::from_secs(5)
     }
 }
+
+/// A worker may be late by so much, unless the settings say otherwise. A request waits for its turn several
+/// times on its way.
+const MAX_LAG: Duration = Duration::from_millis(100);
+/// Bytes a second of a body of known length, unless the settings say otherwise.
+const MIN_BODY_RATE: u32 = 100;
 
 /// Reads a limit of time of at least a millisecond.
 pub(crate) fn timeout(
@@ -315,52 +333,71 @@ impl Listener {
         limit: Arc<Semaphore>,
         tally: Tally,
         stop: impl Future<Output = ()>,
-        mut serve: impl FnMut(Stream, Source, OwnedSemaphorePermit),
+        serve: impl FnMut(Stream, Source, OwnedSemaphorePermit),
     ) {
-        let pace = ExponentialBuilder::default()
-            .with_min_delay(Duration::from_millis(5))
-            .with_max_delay(Duration::from_secs(1))
-            .without_max_times();
-        let mut delays = pace.build();
-        let mut stop = std::pin::pin!(stop);
-        let mut scarce = false;
-        loop {
-            let accepted = tokio::select! {
-                biased;
-                () = &mut stop => return,
-                accepted = async {
-                    let slot = slot(&limit, &tally).await?;
-                    if scarce {
-                        // Whoever waits in the kernel's queue is not lost.
-                        Use::Accepted.is_left(&self)?;
-                    }
-                    let (stream, source) = self.accept().await?;
-                    io::Result::Ok((stream, source, slot))
-                } => accepted,
-            };
-            match accepted {
-                Ok((stream, source, slot)) => {
-                    delays = pace.build();
-                    scarce = Use::Accepted.may_have(&stream).is_err();
-                    serve(stream, source, slot);
+        accept_from(&self, limit, tally, stop, serve).await;
+    }
+}
+
+/// What connections are accepted from.
+trait Accept: AsFd {
+    /// The next one.
+    fn accept(&self) -> impl Future<Output = io::Result<(Stream, Source)>> + Send;
+}
+
+/// The accept loop, as [`Listener::serve`] tells.
+async fn accept_from(
+    listener: &impl Accept,
+    limit: Arc<Semaphore>,
+    tally: Tally,
+    stop: impl Future<Output = ()>,
+    mut serve: impl FnMut(Stream, Source, OwnedSemaphorePermit),
+) {
+    let pace = ExponentialBuilder::default()
+        .with_min_delay(Duration::from_millis(5))
+        .with_max_delay(Duration::from_secs(1))
+        .without_max_times();
+    let mut delays = pace.build();
+    let mut stop = std::pin::pin!(stop);
+    let mut scarce = false;
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            () = &mut stop => return,
+            accepted = async {
+                let slot = slot(&limit, &tally).await?;
+                if scarce {
+                    // Whoever waits in the kernel's queue is not lost.
+                    Use::Accepted.is_left(listener)?;
                 }
-                // The peer went away before we took it: nothing is wrong with us.
-                Err(error) if is_of_one_connection(&error) => {}
-                Err(error) => {
-                    if descriptors::ran_out(&error) {
-                        tally.hit(Limit::Descriptors);
-                    }
-                    let delay = delays.next().unwrap_or(Duration::from_secs(1));
-                    tracing::warn!(%error, ?delay, "cannot accept connections, trying again");
-                    tokio::select! {
-                        () = &mut stop => return,
-                        () = tokio::time::sleep(delay) => {}
-                    }
+                let (stream, source) = listener.accept().await?;
+                io::Result::Ok((stream, source, slot))
+            } => accepted,
+        };
+        match accepted {
+            Ok((stream, source, slot)) => {
+                delays = pace.build();
+                scarce = Use::Accepted.may_have(&stream).is_err();
+                serve(stream, source, slot);
+            }
+            // The peer went away before we took it: nothing is wrong with us.
+            Err(error) if is_of_one_connection(&error) => {}
+            Err(error) => {
+                if descriptors::ran_out(&error) {
+                    tally.hit(Limit::Descriptors);
+                }
+                let delay = delays.next().unwrap_or(Duration::from_secs(1));
+                tracing::warn!(%error, ?delay, "cannot accept connections, trying again");
+                tokio::select! {
+                    () = &mut stop => return,
+                    () = tokio::time::sleep(delay) => {}
                 }
             }
         }
     }
+}
 
+impl Accept for Listener {
     async fn accept(&self) -> io::Result<(Stream, Source)> {
         match &self.0 {
             Inner::Tcp(listener) => {
@@ -565,6 +602,10 @@ impl AsyncWrite for Stream {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Mutex;
+
+    use nix::errno::Errno;
+
     use super::*;
 
     #[test]
@@ -619,6 +660,66 @@ mod tests {
                 assert_eq!(refused.kind(), io::ErrorKind::AddrInUse);
             }
         }
+    }
+
+    /// Fails in these ways, one after the other; then somebody connects, and then nobody.
+    struct Failing {
+        errors: Mutex<Vec<Errno>>,
+        connects: Mutex<Option<UnixStream>>,
+        open: std::fs::File,
+    }
+
+    impl AsFd for Failing {
+        fn as_fd(&self) -> BorrowedFd<'_> {
+            self.open.as_fd()
+        }
+    }
+
+    impl Accept for Failing {
+        async fn accept(&self) -> io::Result<(Stream, Source)> {
+            if let Some(error) = self.errors.lock().unwrap().pop() {
+                return Err(error.into());
+            }
+            let connects = self.connects.lock().unwrap().take();
+            match connects {
+                Some(stream) => Ok((Stream::Unix(stream), Source::Unix)),
+                None => std::future::pending().await,
+            }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn no_error_of_accept_ends_the_listener() {
+        let of_connections = [Errno::ECONNABORTED, Errno::ECONNRESET, Errno::ENOTCONN];
+        let out = [Errno::EMFILE, Errno::ENFILE, Errno::ENOBUFS, Errno::ENOMEM];
+        let others = [Errno::EPROTO, Errno::EINTR, Errno::EPERM, Errno::EIO];
+        let registry = prometheus::Registry::new();
+        let tally = limits::Metrics::register(&registry)
+            .unwrap()
+            .of("inbound", "a");
+        let (stream, _other_end) = UnixStream::pair().unwrap();
+        let failing = Failing {
+            errors: Mutex::new([&of_connections[..], &out, &others].concat().repeat(3)),
+            connects: Mutex::new(Some(stream)),
+            open: tempfile::tempfile().unwrap(),
+        };
+        let (served, told) = tokio::sync::oneshot::channel();
+        let mut served = Some(served);
+        let limit = Arc::new(Semaphore::new(1));
+        let stop = async { told.await.unwrap() };
+        accept_from(&failing, limit, tally, stop, |_, source, _slot| {
+            assert_eq!(source, Source::Unix);
+            served.take().unwrap().send(()).unwrap();
+        })
+        .await;
+        assert!(failing.errors.lock().unwrap().is_empty());
+        let families = registry.gather();
+        let hits = families
+            .iter()
+            .find(|family| family.name() == "doorward_limits_hit_total");
+        let hits = hits.unwrap().get_metric().iter();
+        let hits: f64 = hits.map(|metric| metric.get_counter().get_value()).sum();
+        assert_eq!(hits, 12.0, "those that ran out, and no others");
     }
 
     #[test]

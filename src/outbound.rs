@@ -231,10 +231,7 @@ impl Outbound {
             peers: Peers::new(way, &settings, &worker),
             meter: worker.metrics.exchange.of(Direction::Outbound, &service),
             secrets: worker.guard(Direction::Outbound, &settings.standing_secrets, &service),
-            requests: tally.requests(
-                settings.listener.max_requests,
-                settings.listener.stall_timeout,
-            ),
+            requests: tally.requests(settings.listener.requests),
             tally,
             service,
             settings,

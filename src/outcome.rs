@@ -46,6 +46,8 @@ pub enum Outcome {
     AuditUnavailable,
     /// Nothing moved for longer than the idle limit.
     IdleTimeout,
+    /// It took longer than a request and its response may.
+    RequestTimeout,
     /// The drain's grace was over.
     Cut,
     /// It was given up without a word of its own.
@@ -54,7 +56,7 @@ pub enum Outcome {
 
 impl Outcome {
     /// Every variant, to register metrics with.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 22] = [
         Self::Completed,
         Self::Denied,
         Self::StandingSecret,
@@ -74,6 +76,7 @@ impl Outcome {
         Self::Overloaded,
         Self::AuditUnavailable,
         Self::IdleTimeout,
+        Self::RequestTimeout,
         Self::Cut,
         Self::Aborted,
     ];
@@ -101,6 +104,7 @@ impl Outcome {
             Self::Overloaded => "overloaded",
             Self::AuditUnavailable => "audit_unavailable",
             Self::IdleTimeout => "idle_timeout",
+            Self::RequestTimeout => "request_timeout",
             Self::Cut => "cut",
             Self::Aborted => "aborted",
         }
@@ -128,7 +132,7 @@ impl Outcome {
             | Self::Overloaded
             | Self::AuditUnavailable
             | Self::Cut => Some(StatusCode::SERVICE_UNAVAILABLE),
-            Self::UpstreamTimeout => Some(StatusCode::GATEWAY_TIMEOUT),
+            Self::UpstreamTimeout | Self::RequestTimeout => Some(StatusCode::GATEWAY_TIMEOUT),
         }
     }
 
@@ -146,6 +150,7 @@ impl Outcome {
             Self::HandshakeFailed | Self::PlaintextRefused => Some("tls_protocol_error"),
             Self::UpstreamUnreachable => Some("connection_refused"),
             Self::UpstreamTimeout => Some("connection_timeout"),
+            Self::RequestTimeout => Some("http_response_timeout"),
             Self::UpstreamFailed | Self::ClientGone | Self::Cut | Self::Aborted => {
                 Some("connection_terminated")
             }
@@ -163,7 +168,7 @@ impl Outcome {
         match self {
             Self::Completed => 0,
             Self::ClientGone | Self::Aborted => 1,
-            Self::UpstreamTimeout | Self::IdleTimeout => 4,
+            Self::UpstreamTimeout | Self::IdleTimeout | Self::RequestTimeout => 4,
             Self::Denied | Self::StandingSecret | Self::PermitWithdrawn => 7,
             Self::BadRequest => 13,
             Self::IdentityUnavailable
@@ -203,6 +208,7 @@ impl Outcome {
             Self::Overloaded => "The proxy is at its limit",
             Self::AuditUnavailable => "The proxy cannot keep its audit record",
             Self::IdleTimeout => "Nothing moved for too long",
+            Self::RequestTimeout => "The request took too long",
             Self::Cut => "The proxy is stopping",
             Self::Aborted => "Given up",
         }
@@ -231,6 +237,7 @@ impl Outcome {
             | Self::BadRequest
             | Self::Overloaded
             | Self::IdleTimeout
+            | Self::RequestTimeout
             | Self::Cut
             | Self::Aborted => false,
         }
@@ -279,6 +286,12 @@ mod tests {
                 14,
             ),
             (Outcome::UpstreamTimeout, Some(504), "connection_timeout", 4),
+            (
+                Outcome::RequestTimeout,
+                Some(504),
+                "http_response_timeout",
+                4,
+            ),
             (
                 Outcome::AuditUnavailable,
                 Some(503),

@@ -50,7 +50,7 @@ impl Limits {
     pub fn of(settings: &listen::Settings) -> Self {
         Self {
             header_timeout: settings.header_timeout,
-            stall_timeout: settings.stall_timeout,
+            stall_timeout: settings.requests.stall_timeout,
             header_bytes: HEADER_BYTES,
             streams: STREAMS,
         }
@@ -162,12 +162,14 @@ impl Ended {
     fn at(limit: Limit) -> Self {
         let outcome = match limit {
             Limit::HeaderTime | Limit::Unread | Limit::Unsent => Outcome::IdleTimeout,
+            Limit::RequestTime => Outcome::RequestTimeout,
             Limit::HeaderBytes => Outcome::BadRequest,
             Limit::Connections
             | Limit::Credit
             | Limit::Descriptors
             | Limit::Handshakes
             | Limit::Requests
+            | Limit::Lag
             | Limit::Frames => Outcome::Overloaded,
         };
         Self {

@@ -13,7 +13,7 @@ pub(crate) const HEADERS: u8 = 1;
 const PRIORITY: u8 = 2;
 pub(crate) const RST_STREAM: u8 = 3;
 pub(crate) const SETTINGS: u8 = 4;
-const PING: u8 = 6;
+pub(crate) const PING: u8 = 6;
 const WINDOW_UPDATE: u8 = 8;
 const CONTINUATION: u8 = 9;
 
@@ -33,7 +33,7 @@ pub(crate) fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8>
 }
 
 /// `GET path`, as HPACK (RFC 7541): three fields of the static table with values of their own.
-fn ask(path: &str) -> Vec<u8> {
+pub(crate) fn ask(path: &str) -> Vec<u8> {
     let mut block = vec![0x82, 0x87];
     for (name, value) in [(4, path), (1, "app.example")] {
         block.extend([name, u8::try_from(value.len()).unwrap()]);
@@ -357,6 +357,34 @@ async fn heads_that_do_not_come_or_are_too_long_end_the_connection() {
 }
 
 #[tokio::test]
+async fn more_streams_than_may_be_are_refused_and_the_others_go_on() {
+    const AT_ONCE: u32 = 1000;
+    const REFUSED_STREAM: u32 = 7;
+    let mesh = mesh("app_protocol: http2").await;
+    let svid = mesh.issuer.ca().svid("a");
+    let tls = Tls::new(Some(&svid), &["h2"]);
+    let (mut from, mut to) = begin(tls.connect(mesh.gate()).await.unwrap()).await;
+    let endless = ask("/stream?n=2&ms=60000");
+    let whole = END_HEADERS | END_STREAM;
+    let asked = (0..=AT_ONCE).flat_map(|index| frame(HEADERS, whole, stream(index), &endless));
+    let asked: Vec<u8> = asked.collect();
+    let (mut answered, mut refused) = (false, None);
+    let reading = async {
+        while !answered || refused.is_none() {
+            match read_frame(&mut from).await.expect("the connection goes on") {
+                (RST_STREAM, _, stream, why) => refused = Some((stream, why)),
+                (HEADERS, ..) => answered = true,
+                _ => {}
+            }
+        }
+    };
+    let both = async { tokio::join!(to.write_all(&asked), reading).0.unwrap() };
+    tokio::time::timeout(SOON, both).await.unwrap();
+    let expected = (stream(AT_ONCE), REFUSED_STREAM.to_be_bytes().to_vec());
+    assert_eq!(refused, Some(expected));
+}
+
+#[tokio::test]
 async fn our_own_application_is_held_to_the_same() {
     let mesh = mesh("").await;
     let (_, mut to) = begin(TcpStream::connect(mesh.entrance()).await.unwrap()).await;
@@ -428,7 +456,7 @@ async fn credit_of_a_new_connection(mesh: &Mesh) -> (impl Sized, u32) {
 }
 
 /// A mesh whose `b` has one worker, so that whoever asks meets the attacker there.
-async fn mesh(inbound: &str) -> Mesh {
+pub(crate) async fn mesh(inbound: &str) -> Mesh {
     Mesh::with(Options {
         inbound: inbound.into(),
         b: vec!["workers: 1".into()],
@@ -438,7 +466,7 @@ async fn mesh(inbound: &str) -> Mesh {
 }
 
 /// Begins HTTP/2 on `io`.
-async fn begin<IO>(io: IO) -> (ReadHalf<IO>, WriteHalf<IO>)
+pub(crate) async fn begin<IO>(io: IO) -> (ReadHalf<IO>, WriteHalf<IO>)
 where
     IO: AsyncRead + AsyncWrite,
 {
@@ -451,7 +479,20 @@ where
 /// Goes on until the other side has ended the connection, or [`MOST`] is sent. Says how many bytes that
 /// took.
 async fn flood(io: TlsStream<TcpStream>, first: Vec<u8>, round: fn(u32) -> Vec<u8>) -> usize {
-    let (mut from, mut to) = begin(io).await;
+    let (from, to) = begin(io).await;
+    press(from, to, first, round).await
+}
+
+/// The same on a connection that has begun.
+async fn press<IO>(
+    mut from: ReadHalf<IO>,
+    mut to: WriteHalf<IO>,
+    first: Vec<u8>,
+    round: impl Fn(u32) -> Vec<u8>,
+) -> usize
+where
+    IO: AsyncRead + AsyncWrite + Send + 'static,
+{
     let reading = tokio::spawn(async move { while read_frame(&mut from).await.is_some() {} });
     let mut sent = first.len();
     let mut index = 0;

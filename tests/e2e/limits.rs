@@ -76,6 +76,76 @@ async fn more_requests_than_may_be_are_turned_away_while_denials_and_health_are_
 }
 
 #[tokio::test]
+async fn a_worker_that_does_not_keep_up_turns_requests_away_while_denials_and_health_are_answered()
+{
+    let principal = id("a");
+    let policy = governed(
+        "a-but-not-secrets",
+        &format!(
+            "permit (principal == Workload::\"{principal}\", action, resource == Service::\"{SERVICE}\")\nunless {{ context has http && context.http.path like \"/secret*\" }};"
+        ),
+    );
+    let mesh = Mesh::with(Options {
+        policy: Some(policy),
+        // Nobody is as punctual as that.
+        inbound: "max_lag: 1us".into(),
+        b: vec!["workers: 1".into()],
+        ..Options::default()
+    })
+    .await;
+    let mut client = Client::connect(mesh.entrance(), Http::Two).await;
+    for _ in 0..50 {
+        // However late it is, a few requests are never turned away.
+        assert_eq!(client.get("/alone").await.unwrap().status, 200);
+    }
+    let mut held = Vec::new();
+    for _ in 0..8 {
+        let endless = request("GET", &format!("http://app.example{ENDLESS}"));
+        held.push(client.send(endless).await.unwrap());
+    }
+    let mut served = 0;
+    let turned_away = loop {
+        let answer = client.get("/more").await.unwrap();
+        if answer.status != 200 {
+            break answer;
+        }
+        served += 1;
+        assert!(served < 100_000, "nobody is turned away");
+    };
+    assert_eq!(turned_away.status, 503);
+    assert_eq!(turned_away.header("retry-after"), "1");
+    assert_eq!(turned_away.json()["error"], "overloaded");
+    let mut seen = 0;
+    loop {
+        let mut call = request("POST", "http://app.example/invoices.Invoices/Get");
+        let grpc = header::HeaderValue::from_static("application/grpc");
+        call.headers_mut().insert(header::CONTENT_TYPE, grpc);
+        match client.ask(call).await.unwrap().header("grpc-status") {
+            "" => seen += 1,
+            status => break assert_eq!(status, "14"),
+        }
+        assert!(seen < 100_000, "no call is turned away");
+    }
+    assert_eq!(client.get("/secret").await.unwrap().status, 403);
+    assert_eq!(mesh.b.readiness().await.status, 200);
+    assert_eq!(get(mesh.b.metrics, "/live").await.status, 200);
+    let asked = mesh.app.seen();
+    let asked = asked.iter().filter(|seen| seen.path == "/more");
+    assert_eq!(asked.count(), served, "the application was spared");
+    let metrics = mesh.b.metrics().await;
+    let inbound = ("direction", "inbound");
+    let lag = [inbound, ("limit", "lag")];
+    assert!(metrics.sum("doorward_limits_hit_total", &lag) >= 2.0);
+    assert!(metrics.sum("doorward_worker_lag_seconds_count", &[inbound]) > 0.0);
+
+    drop(held);
+    eventually("who is left is served", async || {
+        (mesh.get("/more").await.status == 200).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn our_own_application_is_turned_away_in_the_same_way() {
     let mesh = Mesh::with(Options {
         outbound: "max_requests: 1".into(),

@@ -30,6 +30,7 @@ mod smuggling;
 mod spoofing;
 mod suggest;
 mod supervisor;
+mod times;
 mod tunnel;
 mod unprocessed;
 mod upstreams;

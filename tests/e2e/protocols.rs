@@ -20,7 +20,7 @@ use crate::apps::{
     write_pattern,
 };
 use crate::mesh::{Ca, Dirs, Issuer, Plan, PolicyDir, SOON, Sidecar, Tls, eventually, grant, id};
-use crate::pair::Pair;
+use crate::pair::{Pair, Terms};
 
 const MIB: usize = 1 << 20;
 
@@ -281,6 +281,22 @@ async fn websockets_speak_both_ways_until_they_close() {
         .await;
     assert_eq!(record["outcome"], "completed", "{record}");
     assert!(record["bytes_in"].as_u64() > Some(300_000), "{record}");
+}
+
+#[tokio::test]
+async fn a_websocket_may_last_longer_than_a_request() {
+    let app = App::tcp(apps::websocket_echo).await;
+    let limit = Duration::from_millis(300);
+    let keys = format!("request_timeout: {}ms", limit.as_millis());
+    let pair = Pair::with(&[(&app, &keys, &keys)], Terms::default()).await;
+    let (mut socket, _) =
+        tokio_tungstenite::client_async("ws://app.test/chat", pair.connect().await)
+            .await
+            .unwrap();
+    tokio::time::sleep(limit * 2).await;
+    socket.send("still there".into()).await.unwrap();
+    let answer = socket.next().await.unwrap().unwrap();
+    assert_eq!(answer.into_text().unwrap(), "still there");
 }
 
 #[tokio::test]

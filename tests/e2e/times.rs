@@ -1,0 +1,110 @@
+//! Nobody takes for ever: requests as a whole, bodies that trickle.
+
+use std::time::Duration;
+
+use http::header::{self, HeaderValue};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use crate::floods::mesh;
+use crate::mesh::{Client, Http, Tls, request, status_of};
+
+#[tokio::test]
+async fn a_request_that_takes_too_long_as_a_whole_is_given_up() {
+    let mesh = mesh("request_timeout: 500ms").await;
+    let mut client = Client::connect(mesh.entrance(), Http::Two).await;
+    assert_eq!(client.get("/quick").await.unwrap().status, 200);
+
+    // No head of a response comes.
+    let late = client.get("/slow?ms=60000").await.unwrap();
+    assert_eq!(late.status, 504);
+    assert_eq!(late.json()["error"], "request_timeout");
+    assert!(
+        late.header("proxy-status")
+            .contains("error=http_response_timeout")
+    );
+    let mut call = request("POST", "http://app.example/slow?ms=60000");
+    let grpc = HeaderValue::from_static("application/grpc");
+    call.headers_mut().insert(header::CONTENT_TYPE, grpc);
+    assert_eq!(client.ask(call).await.unwrap().header("grpc-status"), "4");
+    // Its end does not, though it always goes on.
+    assert!(client.get("/stream?n=10000&ms=20").await.is_err());
+    // What has ended in time is not given up later.
+    assert_eq!(client.get("/quick").await.unwrap().status, 200);
+
+    let record = mesh
+        .b
+        .record("the stream", |record| {
+            record["context"]["path"] == "/stream" && record["outcome"] == "request_timeout"
+        })
+        .await;
+    assert!(record["bytes_out"].as_u64() > Some(0), "{record}");
+    let limit = [("limit", "request_time"), ("direction", "inbound")];
+    mesh.b
+        .counts("doorward_limits_hit_total", &limit, 3.0)
+        .await;
+    let ended = [("outcome", "request_timeout")];
+    mesh.b.counts("doorward_requests_total", &ended, 3.0).await;
+    mesh.b.counts("doorward_requests_in_flight", &[], 0.0).await;
+}
+
+#[tokio::test]
+async fn a_body_that_trickles_is_given_up_and_one_without_length_only_where_that_is_asked_for() {
+    let length = "content-length: 1000000";
+    let chunked = "transfer-encoding: chunked";
+    let strict = "stall_timeout: 500ms, min_body_rate: 10000, min_stream_rate: 10000";
+    for (keys, body, given_up) in [
+        ("stall_timeout: 500ms, min_body_rate: 10000", length, true),
+        ("stall_timeout: 500ms, min_body_rate: 1", length, false),
+        ("stall_timeout: 500ms, min_body_rate: 10000", chunked, false),
+        (strict, chunked, true),
+    ] {
+        let mesh = mesh(keys).await;
+        let svid = mesh.issuer.ca().svid("a");
+        let slow = Tls::new(Some(&svid), &["http/1.1"]);
+        let (mut from, mut to) = tokio::io::split(slow.connect(mesh.gate()).await.unwrap());
+        let head = format!("POST /upload HTTP/1.1\r\nhost: app.example\r\n{body}\r\n\r\n");
+        to.write_all(head.as_bytes()).await.unwrap();
+        let trickle = async {
+            let piece = if body == chunked { "1\r\na\r\n" } else { "a" };
+            // Much longer than the limit.
+            for _ in 0..200 {
+                if to.write_all(piece.as_bytes()).await.is_err() {
+                    break;
+                }
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        let mut answer = [0; 12];
+        let answered = tokio::select! {
+            read = from.read_exact(&mut answer) => read.is_ok(),
+            () = trickle => false,
+        };
+        assert_eq!(answered, given_up, "{keys}, {body}");
+        let limit = [("limit", "unsent")];
+        mesh.b
+            .counts(
+                "doorward_limits_hit_total",
+                &limit,
+                f64::from(u8::from(given_up)),
+            )
+            .await;
+        if given_up {
+            assert_eq!(status_of(&String::from_utf8_lossy(&answer)), 408);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_response_that_trickles_is_broken_off_where_that_is_asked_for() {
+    let mesh = mesh("stall_timeout: 500ms, min_stream_rate: 10000").await;
+    let mut client = Client::connect(mesh.entrance(), Http::Two).await;
+    assert!(client.get("/stream?n=10000&ms=20").await.is_err());
+    let ended = [("outcome", "upstream_timeout"), ("direction", "inbound")];
+    mesh.b.counts("doorward_requests_total", &ended, 1.0).await;
+    let limit = [("limit", "unsent")];
+    mesh.b
+        .counts("doorward_limits_hit_total", &limit, 1.0)
+        .await;
+    let fast = client.get("/bytes/1000000").await.unwrap();
+    assert_eq!(fast.body.len(), 1_000_000);
+}
