@@ -91,7 +91,8 @@ pub struct Settings {
     pub connect_timeout: Duration,
     /// With `protocol: auto`, whoever says nothing for this long waits for the other side to speak.
     pub detect_timeout: Duration,
-    /// A TCP session on which nothing passes for this long is closed.
+    /// A TCP session on which nothing passes for this long is closed; and so is an HTTP/2 connection that
+    /// carries no request.
     pub idle_timeout: Duration,
     /// How long a request's head may take, and how long a kept HTTP/1.1 connection may idle.
     pub header_timeout: Duration,

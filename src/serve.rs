@@ -42,6 +42,8 @@ pub struct Limits {
     pub header_bytes: u32,
     /// HTTP/2 streams at once.
     pub streams: u32,
+    /// How long an HTTP/2 connection may carry no request.
+    pub idle_timeout: Duration,
 }
 
 impl Limits {
@@ -53,6 +55,7 @@ impl Limits {
             stall_timeout: settings.requests.stall_timeout,
             header_bytes: HEADER_BYTES,
             streams: STREAMS,
+            idle_timeout: settings.idle_timeout,
         }
     }
 
@@ -78,7 +81,8 @@ pub struct Bounds<'a> {
 /// Serves requests on `io` until the other side is done. When `lost` completes, requests under way may
 /// still end, for [`FAREWELL`]; those that are `running` then are reset. When the drain begins, HTTP/2
 /// says GOAWAY and HTTP/1.1 answers with `connection: close`; an HTTP/1.1 connection that idles is closed
-/// a little later, so that a request already on its way is not lost.
+/// a little later, so that a request already on its way is not lost. An HTTP/2 connection that carries nothing
+/// for long is said goodbye to in the same way.
 pub async fn http<IO, S, F, B>(
     io: IO,
     http2: bool,
@@ -120,7 +124,16 @@ where
             .auto_date_header(false)
             .serve_connection(io, service);
         let connection = std::pin::pin!(connection);
-        drive(connection, Duration::ZERO, lifecycle, lost, running).await
+        let unused = streams.unused(limits.idle_timeout).boxed();
+        drive(
+            connection,
+            Duration::ZERO,
+            lifecycle,
+            lost,
+            running,
+            Some(unused),
+        )
+        .await
     } else {
         let service = service_fn(|request: Request<Incoming>| {
             let version = request.version();
@@ -142,7 +155,8 @@ where
             .auto_date_header(false)
             .serve_connection(io, service)
             .with_upgrades();
-        drive(std::pin::pin!(connection), LINGER, lifecycle, lost, running).await
+        let connection = std::pin::pin!(connection);
+        drive(connection, LINGER, lifecycle, lost, running, None).await
     };
     let ended = reached.get().map_or(ended, |limit| Ended::at(*limit));
     if let Some(limit) = ended.limit {
@@ -225,6 +239,8 @@ where
 enum Event {
     /// It stands on nothing any more.
     Lost(Outcome),
+    /// It has carried nothing for long.
+    Unused,
     /// The drain has begun; until [`Event::Leave`], a request that is on its way is still answered.
     Draining,
     /// It may end with its last request.
@@ -243,6 +259,7 @@ async fn drive<'a>(
     lifecycle: &Lifecycle,
     lost: impl Future<Output = Outcome> + Send + 'a,
     running: &Running,
+    unused: Option<BoxFuture<'a, ()>>,
 ) -> Ended {
     // Polled only when one of them has woken: the connection is polled for every request.
     let mut events: FuturesUnordered<BoxFuture<'a, Event>> = FuturesUnordered::new();
@@ -254,6 +271,7 @@ async fn drive<'a>(
             .boxed(),
     );
     events.push(lifecycle.reached(Phase::Cut).map(|()| Event::Cut).boxed());
+    events.extend(unused.map(|unused| unused.map(|()| Event::Unused).boxed()));
     let mut outcome = None;
     loop {
         tokio::select! {
@@ -274,6 +292,10 @@ async fn drive<'a>(
                     connection.as_mut().goodbye();
                     events.push(tokio::time::sleep(FAREWELL).map(move |()| Event::Reset(why)).boxed());
                 }
+                Event::Unused => {
+                    outcome = outcome.or(Some(Outcome::IdleTimeout));
+                    connection.as_mut().goodbye();
+                }
                 Event::Reset(why) => {
                     running.close(why);
                     events.push(tokio::time::sleep(LAST_WORDS).map(move |()| Event::Over(why)).boxed());
@@ -290,12 +312,7 @@ async fn drive<'a>(
 }
 
 fn how(error: &hyper::Error) -> Ended {
-    let cause = error.source();
-    let body = cause.and_then(|cause| cause.downcast_ref());
-    // What h2 itself could not let pass.
-    let http2 = cause
-        .and_then(|cause| cause.downcast_ref::<h2::Error>())
-        .filter(|error| error.is_go_away() && error.is_library());
+    let body = error.source().and_then(|cause| cause.downcast_ref());
     if let Some(BrokenOff::Revoked { why, .. }) = body {
         (*why).into()
     } else if let Some(BrokenOff::Failed(_) | BrokenOff::Stream(_)) = body {
@@ -304,9 +321,9 @@ fn how(error: &hyper::Error) -> Ended {
         Ended::at(Limit::HeaderTime)
     } else if error.is_parse_too_large() {
         Ended::at(Limit::HeaderBytes)
-    } else if let Some(error) = http2 {
-        match error.reason() {
-            Some(h2::Reason::ENHANCE_YOUR_CALM) => Ended::at(Limit::Frames),
+    } else if let Some(reason) = refused_by_h2(error) {
+        match reason {
+            h2::Reason::ENHANCE_YOUR_CALM => Ended::at(Limit::Frames),
             _ => Outcome::BadRequest.into(),
         }
     } else if error.is_parse() {
@@ -314,6 +331,13 @@ fn how(error: &hyper::Error) -> Ended {
     } else {
         Outcome::ClientGone.into()
     }
+}
+
+/// Why h2 itself could not let pass what the other side sent, if that is what ended the connection.
+fn refused_by_h2(error: &hyper::Error) -> Option<h2::Reason> {
+    let cause = error.source()?.downcast_ref::<h2::Error>()?;
+    let ours = cause.is_go_away() && cause.is_library();
+    cause.reason().filter(|_| ours)
 }
 
 /// HTTP/2 requests at once on a connection to us.

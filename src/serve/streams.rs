@@ -5,7 +5,7 @@
 
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -23,6 +23,16 @@ pub(super) struct Streams {
     tally: Tally,
     /// Of the stream that has begun and is not running yet: hyper runs each right after it asked for it.
     begun: Arc<Mutex<Option<Arc<Progress>>>>,
+    load: Arc<Load>,
+}
+
+/// What a connection carries.
+#[derive(Debug, Default)]
+struct Load {
+    /// Requests that have ever come.
+    requests: AtomicU64,
+    /// Streams that have not ended.
+    open: AtomicUsize,
 }
 
 /// How far a response is.
@@ -40,11 +50,29 @@ impl Streams {
             timeout,
             tally: tally.clone(),
             begun: Arc::default(),
+            load: Arc::default(),
+        }
+    }
+
+    /// Completes when nothing was carried for `timeout`, or at most for twice as long: it is looked now and
+    /// then, rather than a clock at each request.
+    pub(super) fn unused(&self, timeout: Duration) -> impl Future<Output = ()> + Send + 'static {
+        let load = self.load.clone();
+        async move {
+            loop {
+                let before = load.requests.load(Ordering::Relaxed);
+                tokio::time::sleep(timeout).await;
+                let after = load.requests.load(Ordering::Relaxed);
+                if before == after && load.open.load(Ordering::Relaxed) == 0 {
+                    return;
+                }
+            }
         }
     }
 
     /// A request has come.
     pub(super) fn begin(&self) -> Taking {
+        self.load.requests.fetch_add(1, Ordering::Relaxed);
         let progress = Arc::<Progress>::default();
         *self.begun.lock().unwrap_or_else(PoisonError::into_inner) = Some(progress.clone());
         Taking(progress)
@@ -63,6 +91,7 @@ where
             progress: begun.take().unwrap_or_default(),
             stall: Stall::new(self.timeout),
             tally: self.tally.clone(),
+            _carried: Carried::new(self.load.clone()),
         });
     }
 }
@@ -75,6 +104,7 @@ pin_project! {
         progress: Arc<Progress>,
         stall: Stall,
         tally: Tally,
+        _carried: Carried,
     }
 }
 
@@ -94,6 +124,22 @@ impl<F: Future> Future for Watched<F> {
         this.stall
             .poll(cx, times)
             .map(|()| this.tally.hit(Limit::Unread))
+    }
+}
+
+/// A stream that counts as open until this is dropped.
+struct Carried(Arc<Load>);
+
+impl Carried {
+    fn new(load: Arc<Load>) -> Self {
+        load.open.fetch_add(1, Ordering::Relaxed);
+        Self(load)
+    }
+}
+
+impl Drop for Carried {
+    fn drop(&mut self) {
+        self.0.open.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

@@ -1,7 +1,8 @@
-//! Does whoever is served take and give what it should? A stream that ends when it does not.
+//! Does the other side of a connection take and give what it should? A stream that ends when it does not.
 //!
 //! hyper and h2 bound what one frame or one head may cost. What they do not see is looked at here: HTTP/2
-//! frames that carry nothing, in any number; a preface that never comes; bytes that nobody takes.
+//! frames that carry nothing, in any number; a preface or a head that never comes to its end; bytes that
+//! nobody takes.
 
 use std::io;
 use std::pin::Pin;
@@ -23,25 +24,37 @@ pub(crate) struct Watched<IO> {
     limits: Limits,
     /// There if HTTP/2 is spoken.
     frames: Option<Frames>,
-    /// Runs until the preface of HTTP/2 is there.
-    silence: Option<Pin<Box<Sleep>>>,
+    /// Runs until the preface of HTTP/2 is there, or the rest of a head.
+    silence: Option<Silence>,
     /// Runs while the other side takes nothing of what is to be written.
     stall: Option<Pin<Box<Sleep>>>,
     reached: Reached,
 }
 
+/// The wait for the preface, or for the rest of the head that was the so manieth.
+struct Silence(u64, Pin<Box<Sleep>>);
+
 impl<IO> Watched<IO> {
+    /// Watches whoever connected.
     pub(crate) fn new(io: IO, http2: bool, limits: Limits) -> (Self, Reached) {
-        let reached = Reached::default();
-        let watched = Self {
+        let now = Instant::now();
+        let mut watched = Self::with(io, limits, http2.then(|| Frames::new(now)));
+        if http2 {
+            watched.silence = Some(Silence(0, Box::pin(sleep(limits.header_timeout))));
+        }
+        let reached = watched.reached.clone();
+        (watched, reached)
+    }
+
+    fn with(io: IO, limits: Limits, frames: Option<Frames>) -> Self {
+        Self {
             io,
             limits,
-            frames: http2.then(|| Frames::new(Instant::now())),
-            silence: http2.then(|| Box::pin(sleep(limits.header_timeout))),
+            frames,
+            silence: None,
             stall: None,
-            reached: reached.clone(),
-        };
-        (watched, reached)
+            reached: Reached::default(),
+        }
     }
 
     fn end(&self, limit: Limit) -> io::Error {
@@ -93,12 +106,17 @@ impl<IO: AsyncRead + Unpin> AsyncRead for Watched<IO> {
         {
             return Poll::Ready(Err(this.end(Limit::Frames)));
         }
-        if frames.preface == 0 {
+        if !frames.owes_more() {
             this.silence = None;
-        } else if let (Poll::Pending, Some(silence)) = (&read, &mut this.silence)
-            && silence.as_mut().poll(cx).is_ready()
-        {
-            return Poll::Ready(Err(this.end(Limit::HeaderTime)));
+        } else if read.is_pending() {
+            let (head, timeout) = (frames.heads, this.limits.header_timeout);
+            let begin = || Silence(head, Box::pin(sleep(timeout)));
+            let mut silence = this.silence.take().filter(|silence| silence.0 == head);
+            let waiting = silence.get_or_insert_with(begin).1.as_mut();
+            if waiting.poll(cx).is_ready() {
+                return Poll::Ready(Err(this.end(Limit::HeaderTime)));
+            }
+            this.silence = silence;
         }
         read
     }
@@ -155,6 +173,10 @@ struct Frames {
     filled: usize,
     /// Bytes of the payload that have not come yet.
     payload: usize,
+    /// The kind and the flags of the last frame.
+    last: (u8, u8),
+    /// Heads that have begun.
+    heads: u64,
     patience: i64,
     rested: Instant,
 }
@@ -170,9 +192,19 @@ impl Frames {
             header: [0; HEADER],
             filled: 0,
             payload: 0,
+            last: (0, 0),
+            heads: 0,
             patience: MOST * FRAME,
             rested: now,
         }
+    }
+
+    /// Whether the other side has not finished its preface, or a head that it has begun.
+    fn owes_more(&self) -> bool {
+        let (kind, flags) = self.last;
+        let in_head = matches!(kind, HEADERS | CONTINUATION)
+            && (self.payload > 0 || flags & END_HEADERS == 0);
+        self.preface > 0 || in_head
     }
 
     fn read(&mut self, mut bytes: &[u8]) -> Result<(), TooMany> {
@@ -197,15 +229,17 @@ impl Frames {
 
     fn frame(&mut self) {
         let [high, middle, low, kind, flags, ..] = self.header;
-        self.payload = u32::from_be_bytes([0, high, middle, low]) as usize;
-        let carries = match kind {
-            DATA => self.payload > 0 || flags & END_STREAM != 0,
-            HEADERS => true,
-            _ => false,
+        let length = u32::from_be_bytes([0, high, middle, low]);
+        self.payload = length as usize;
+        self.last = (kind, flags);
+        self.patience -= match kind {
+            DATA if length > 0 || flags & END_STREAM != 0 => 0,
+            HEADERS => {
+                self.heads += 1;
+                0
+            }
+            _ => FRAME,
         };
-        if !carries {
-            self.patience -= FRAME;
-        }
     }
 
     /// We said something.
@@ -243,7 +277,9 @@ const PREFACE: usize = 24;
 const HEADER: usize = 9;
 const DATA: u8 = 0;
 const HEADERS: u8 = 1;
+const CONTINUATION: u8 = 9;
 const END_STREAM: u8 = 1;
+const END_HEADERS: u8 = 4;
 
 /// What a frame that carries nothing costs, in bytes of ours that make up for it.
 const FRAME: i64 = 64;
@@ -265,6 +301,7 @@ mod tests {
         stall_timeout: Duration::from_secs(300),
         header_bytes: 65536,
         streams: 100,
+        idle_timeout: Duration::from_secs(3600),
     };
 
     fn frame(kind: u8, flags: u8, length: u8) -> Vec<u8> {
@@ -329,6 +366,69 @@ mod tests {
         assert_eq!(frames.read(&pings(1)), Err(TooMany));
         assert_eq!(frames.rest(later + Duration::from_secs(3600)), Ok(()));
         assert_eq!(frames.patience, MOST * FRAME);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_head_that_does_not_come_to_its_end_ends_the_connection() {
+        let whole = frame(HEADERS, END_HEADERS, 20);
+        let begun = frame(HEADERS, 0, 20);
+        for (name, bytes, ends) in [
+            ("nothing", Vec::new(), false),
+            ("a head", whole.clone(), false),
+            (
+                "a head and its rest",
+                [&*begun, &frame(CONTINUATION, END_HEADERS, 20)].concat(),
+                false,
+            ),
+            ("the rest is missing", begun.clone(), true),
+            (
+                "there is more to come",
+                [&*begun, &frame(CONTINUATION, 0, 20)].concat(),
+                true,
+            ),
+            ("a frame is not whole", whole[..HEADER + 5].to_vec(), true),
+        ] {
+            let (mut client, server) = duplex(1024);
+            let (mut server, reached) = Watched::new(server, true, LIMITS);
+            client
+                .write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
+                .await
+                .unwrap();
+            client.write_all(&bytes).await.unwrap();
+            let mut buffer = [0; 1024];
+            let reading = async { while server.read(&mut buffer).await.is_ok() {} };
+            let late = tokio::time::timeout(LIMITS.header_timeout * 2, reading).await;
+            assert_eq!(late.is_ok(), ends, "{name}");
+            assert_eq!(reached.get().is_some(), ends, "{name}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn heads_that_come_in_pieces_one_after_another_end_nothing() {
+        let (mut client, server) = duplex(1024);
+        let (mut server, reached) = Watched::new(server, true, LIMITS);
+        client
+            .write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
+            .await
+            .unwrap();
+        let head = frame(HEADERS, END_HEADERS, 20);
+        client.write_all(&head[..10]).await.unwrap();
+        let writing = async {
+            for _ in 0..10 {
+                sleep(LIMITS.header_timeout / 2).await;
+                // The end of one, and the beginning of the next.
+                client
+                    .write_all(&[&head[10..], &head[..10]].concat())
+                    .await
+                    .unwrap();
+            }
+        };
+        let mut buffer = [0; 1024];
+        let reading = async { while server.read(&mut buffer).await.is_ok() {} };
+        tokio::select! {
+            () = writing => {}
+            () = reading => panic!("{reached:?}"),
+        }
     }
 
     #[tokio::test(start_paused = true)]

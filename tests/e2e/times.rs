@@ -1,12 +1,16 @@
-//! Nobody takes for ever: requests as a whole, bodies that trickle.
+//! Nobody takes for ever: requests as a whole, bodies that trickle, HTTP/2 connections that carry nothing.
 
 use std::time::Duration;
 
 use http::header::{self, HeaderValue};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use crate::floods::mesh;
-use crate::mesh::{Client, Http, Tls, request, status_of};
+use crate::floods::{
+    DATA, END_HEADERS, END_STREAM, HEADERS, PING, ask, begin, frame, mesh, read_frame,
+};
+use crate::mesh::{Client, Http, SOON, Tls, request, status_of};
+
+const GOAWAY: u8 = 7;
 
 #[tokio::test]
 async fn a_request_that_takes_too_long_as_a_whole_is_given_up() {
@@ -107,4 +111,39 @@ async fn a_response_that_trickles_is_broken_off_where_that_is_asked_for() {
         .await;
     let fast = client.get("/bytes/1000000").await.unwrap();
     assert_eq!(fast.body.len(), 1_000_000);
+}
+
+#[tokio::test]
+async fn an_http2_connection_that_carries_nothing_is_said_goodbye_to() {
+    let mesh = mesh("idle_timeout: 300ms").await;
+    let svid = mesh.issuer.ca().svid("a");
+    let tls = Tls::new(Some(&svid), &["h2"]);
+    let (mut from, mut to) = begin(tls.connect(mesh.gate()).await.unwrap()).await;
+    // What is carried may pause for longer.
+    let whole = END_HEADERS | END_STREAM;
+    let paused = frame(HEADERS, whole, 1, &ask("/stream?n=2&ms=1500"));
+    to.write_all(&paused).await.unwrap();
+    let mut carried = false;
+    let ended = async {
+        while let Some(read) = read_frame(&mut from).await {
+            match read {
+                (DATA | HEADERS, flags, 1, _) => carried |= flags & END_STREAM != 0,
+                (PING, 0, _, payload) => {
+                    let pong = frame(PING, 1, 0, &payload);
+                    to.write_all(&pong).await.unwrap();
+                }
+                (GOAWAY, _, _, payload) => {
+                    assert!(carried, "the response had not ended");
+                    assert_eq!(payload[4..], [0; 4], "no error");
+                }
+                _ => {}
+            }
+        }
+    };
+    tokio::time::timeout(SOON, ended).await.unwrap();
+    assert!(carried);
+    let ended = [("kind", "http"), ("outcome", "idle_timeout")];
+    mesh.b
+        .counts("doorward_sessions_ended_total", &ended, 1.0)
+        .await;
 }
