@@ -162,9 +162,10 @@ impl Inbound {
             timeout: settings.listener.connect_timeout,
             silence: settings.listener.tcp_user_timeout,
         };
+        let kept = upstream::Settings::of(&settings.listener, worker.credit.clone(), tally.clone());
         Arc::new(Self {
             acceptor,
-            app: Pool::new(app, upstream::Settings::default(), worker.tasks.clone()),
+            app: Pool::new(app, kept, worker.tasks.clone()),
             meter: worker
                 .metrics
                 .exchange

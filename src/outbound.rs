@@ -227,8 +227,9 @@ impl Outbound {
             .metrics
             .limits
             .of(Direction::Outbound.label(), &service);
+        let kept = upstream::Settings::of(&settings.listener, worker.credit.clone(), tally.clone());
         Arc::new(Self {
-            peers: Peers::new(way, &settings, &worker),
+            peers: Peers::new(way, &settings, kept, &worker),
             meter: worker.metrics.exchange.of(Direction::Outbound, &service),
             secrets: worker.guard(Direction::Outbound, &settings.standing_secrets, &service),
             requests: tally.requests(settings.listener.requests),

@@ -1,7 +1,7 @@
 //! How is one HTTP connection served, from its first request to its goodbye?
 
 mod streams;
-mod watched;
+pub(crate) mod watched;
 
 use std::convert::Infallible;
 use std::error::Error as _;
@@ -334,7 +334,7 @@ fn how(error: &hyper::Error) -> Ended {
 }
 
 /// Why h2 itself could not let pass what the other side sent, if that is what ended the connection.
-fn refused_by_h2(error: &hyper::Error) -> Option<h2::Reason> {
+pub(crate) fn refused_by_h2(error: &hyper::Error) -> Option<h2::Reason> {
     let cause = error.source()?.downcast_ref::<h2::Error>()?;
     let ours = cause.is_go_away() && cause.is_library();
     cause.reason().filter(|_| ours)

@@ -13,12 +13,12 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::future::Future;
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant, SystemTime};
 
-use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
+use futures_util::{StreamExt, TryFutureExt};
 use http::uri::Scheme;
 use http::{Request, Response};
 use http_body::Body as _;
@@ -33,8 +33,11 @@ use crate::descriptors;
 use crate::discovery::ResolveError;
 use crate::exchange::{Exchange, Upload};
 use crate::lifecycle::Tasks;
+use crate::limits::{Credit, Limit, Tally};
+use crate::listen;
 use crate::outcome::Outcome;
-use crate::serve::LAST_WORDS;
+use crate::serve::watched::{Asked, Watched};
+use crate::serve::{self, LAST_WORDS};
 use crate::session::{Granted, Own, Running, Standing};
 use crate::target;
 use crate::telemetry::asked::AskedGauges;
@@ -322,7 +325,7 @@ pub struct Pool<D: Dial> {
 }
 
 /// Limits of one [`Pool`].
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Settings {
     /// HTTP/2 requests on one connection before another one is opened.
     pub streams: usize,
@@ -330,14 +333,29 @@ pub struct Settings {
     pub idle: usize,
     /// How long an idle HTTP/1.1 connection is kept.
     pub idle_for: Duration,
+    /// How long an HTTP/2 connection is kept that carries no request.
+    pub shared_idle_for: Duration,
+    /// What an HTTP/2 connection is held to.
+    pub http: serve::Limits,
+    /// Where its credit comes from.
+    pub credit: Credit,
+    /// Counts what is reached of the limits.
+    pub tally: Tally,
 }
 
-impl Default for Settings {
-    fn default() -> Self {
+impl Settings {
+    /// What holds for the connections that serve the listener that `listener` describes. What whoever answers
+    /// may send before it is read comes from `credit`; what it reaches of its limits is counted in `tally`.
+    #[must_use]
+    pub fn of(listener: &listen::Settings, credit: Credit, tally: Tally) -> Self {
         Self {
             streams: STREAMS as usize,
             idle: 256,
             idle_for: Duration::from_secs(30),
+            shared_idle_for: listener.idle_timeout,
+            http: serve::Limits::of(listener),
+            credit,
+            tally,
         }
     }
 }
@@ -361,6 +379,9 @@ struct Shared {
     over: Arc<AtomicBool>,
     /// It has refused a request while others ran, none of which has ended since.
     full: AtomicBool,
+    /// The requests that were ever put on it.
+    used: AtomicU64,
+    asked: Asked,
     term: Term,
 }
 
@@ -707,25 +728,43 @@ impl<D: Dial> Pool<D> {
             self.locked().prefers_http1 = !dialed.http2;
         }
         if dialed.http2 {
+            let lent = self.settings.credit.lend();
+            if lent.is_scarce() {
+                self.settings.tally.hit(Limit::Credit);
+            }
+            let asked = Asked::default();
+            let (io, reached) = Watched::opened(dialed.io, self.settings.http, asked.clone());
             let http2::Begun {
                 sender,
                 driving,
                 answered,
-            } = http2::begin(dialed.io, self.settings.streams).await?;
-            let over = Arc::<AtomicBool>::default();
-            let (keeping, ended) = (term.clone().keep(driving.run()), over.clone());
-            self.tasks.spawn(async move {
-                keeping.await;
-                ended.store(true, Ordering::Relaxed);
+            } = http2::begin(io, self.settings.streams, lent.bytes()).await?;
+            let tally = self.settings.tally.clone();
+            let driven = driving.run().inspect_err(move |broken| {
+                if let Some(limit) = reached.get().copied().or(broken.limit()) {
+                    tally.hit(limit);
+                }
             });
-            answered.wait().await?;
+            let kept = term.clone().keep(driven);
+            let over = Arc::<AtomicBool>::default();
+            let ended = over.clone();
             let shared = Arc::new(Shared {
                 sender,
                 streams: AtomicUsize::new(0),
                 over,
                 full: AtomicBool::new(false),
+                used: AtomicU64::new(0),
+                asked,
                 term,
             });
+            let (pool, weak) = (Arc::downgrade(self), Arc::downgrade(&shared));
+            let unused = Self::drop_unused(pool, weak, self.settings.shared_idle_for);
+            self.tasks.spawn(async move {
+                until_over(kept, unused).await;
+                ended.store(true, Ordering::Relaxed);
+                drop(lent);
+            });
+            answered.wait().await?;
             let mut open = self.locked();
             if !open.retired {
                 open.shared.push(shared.clone());
@@ -742,6 +781,24 @@ impl<D: Dial> Pool<D> {
                 term,
                 fresh: true,
             }))
+        }
+    }
+
+    /// Lets go of an HTTP/2 connection that has carried no request for long, or at most for twice as long: it
+    /// closes by itself. Whoever has just got it still uses it.
+    async fn drop_unused(pool: Weak<Self>, shared: Weak<Shared>, timeout: Duration) {
+        let mut before = 0;
+        loop {
+            tokio::time::sleep(timeout).await;
+            let (Some(pool), Some(shared)) = (pool.upgrade(), shared.upgrade()) else {
+                return;
+            };
+            let used = shared.used.load(Ordering::Relaxed);
+            if used == before && shared.streams.load(Ordering::Relaxed) == 0 {
+                let kept = &mut pool.locked().shared;
+                return kept.retain(|one| !Arc::ptr_eq(one, &shared));
+            }
+            before = used;
         }
     }
 
@@ -798,6 +855,20 @@ impl<D: Dial> fmt::Debug for Pool<D> {
     }
 }
 
+/// Keeps `connection` going to its end, with `beside` next to it.
+async fn until_over(connection: impl Future<Output = ()>, beside: impl Future<Output = ()>) {
+    // Polled only when it has woken: the connection is polled for every frame.
+    let beside = FuturesUnordered::from_iter([beside]);
+    let (mut connection, mut beside) = (std::pin::pin!(connection), std::pin::pin!(beside));
+    loop {
+        tokio::select! {
+            biased;
+            () = &mut connection => return,
+            Some(()) = beside.next() => {}
+        }
+    }
+}
+
 /// A request as it could be asked again: an idempotent method (RFC 9110 §9.2.2) and no body. The copy shares
 /// the header values.
 #[must_use]
@@ -819,9 +890,6 @@ pub const PING_EVERY: Duration = Duration::from_secs(15);
 pub const STREAM_WINDOW: u32 = 256 * 1024;
 /// HTTP/2 requests that share a connection, of ours.
 const STREAMS: u32 = 200;
-/// Credit for one HTTP/2 connection, in bytes: what all its streams may use up together. With less, a few
-/// whose readers stand still would hold up all others.
-const CONNECTION_WINDOW: u32 = STREAMS * STREAM_WINDOW;
 /// The longest head of a request or a response that we take, in bytes.
 pub const HEADER_BYTES: u32 = 64 * 1024;
 /// The largest HTTP/2 frame we take, in bytes.
@@ -930,6 +998,8 @@ struct Slot(Arc<Shared>);
 impl Slot {
     fn take(shared: Arc<Shared>) -> Self {
         shared.streams.fetch_add(1, Ordering::Relaxed);
+        shared.used.fetch_add(1, Ordering::Relaxed);
+        shared.asked.one();
         Self(shared)
     }
 

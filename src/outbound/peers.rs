@@ -38,6 +38,8 @@ pub(super) struct Peers {
     way: Arc<Way>,
     service: Arc<str>,
     port: u16,
+    /// What holds for connections.
+    kept: upstream::Settings,
     rules: Rules,
     retry: retry::Settings,
     budget: Budget,
@@ -72,12 +74,18 @@ type Answered = (Response<Coming>, Lease<Route>);
 
 impl Peers {
     /// The peers that `settings` lead to. From now on they follow what is known of the name.
-    pub(super) fn new(way: Way, settings: &Settings, worker: &Worker) -> Arc<Self> {
+    pub(super) fn new(
+        way: Way,
+        settings: &Settings,
+        kept: upstream::Settings,
+        worker: &Worker,
+    ) -> Arc<Self> {
         let service: Arc<str> = settings.to.to_string().into();
         let peers = Arc::new(Self {
             queue: way.queue.clone(),
             way: Arc::new(way),
             port: settings.to.port,
+            kept,
             rules: settings.ejection,
             retry: settings.retry,
             budget: Budget::new(settings.retry.budget),
@@ -137,7 +145,7 @@ impl Peers {
 
     fn instance(&self, address: SocketAddr) -> Arc<Instance> {
         let way = self.way.clone();
-        let settings = upstream::Settings::default();
+        let settings = self.kept.clone();
         let queue = self.queue.clone();
         let route = Route { address, way };
         Arc::new(Instance {

@@ -2,10 +2,11 @@
 //!
 //! hyper and h2 bound what one frame or one head may cost. What they do not see is looked at here: HTTP/2
 //! frames that carry nothing, in any number; a preface or a head that never comes to its end; bytes that
-//! nobody takes.
+//! nobody takes. Whoever answers us on a connection that we opened is held to the same as who connects.
 
 use std::io;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 
@@ -17,6 +18,17 @@ use crate::limits::Limit;
 
 /// Which limit ended a connection, if one did.
 pub(crate) type Reached = Arc<OnceLock<Limit>>;
+
+/// Requests that were sent on a connection that we opened, and not looked at yet. Clones count together.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Asked(Arc<AtomicU32>);
+
+impl Asked {
+    /// One more is sent.
+    pub(crate) fn one(&self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+}
 
 /// A stream under watch.
 pub(crate) struct Watched<IO> {
@@ -42,6 +54,13 @@ impl<IO> Watched<IO> {
         if http2 {
             watched.silence = Some(Silence(0, Box::pin(sleep(limits.header_timeout))));
         }
+        let reached = watched.reached.clone();
+        (watched, reached)
+    }
+
+    /// Watches whoever answers on an HTTP/2 connection of ours.
+    pub(crate) fn opened(io: IO, limits: Limits, asked: Asked) -> (Self, Reached) {
+        let watched = Self::with(io, limits, Some(Frames::answering(Instant::now(), asked)));
         let reached = watched.reached.clone();
         (watched, reached)
     }
@@ -163,7 +182,9 @@ impl<IO: AsyncWrite + Unpin> AsyncWrite for Watched<IO> {
 ///
 /// PING, SETTINGS, WINDOW_UPDATE, PRIORITY, RST_STREAM and empty DATA are part of every conversation, and
 /// cheap for whoever sends them without end. So each costs patience, which comes back with time and with
-/// what we have to say: whoever reads a large response rightly sends many WINDOW_UPDATEs.
+/// what we have to say: whoever reads a large response rightly sends many WINDOW_UPDATEs. On a connection of
+/// ours, heads that nobody asked for cost it too: interim responses (RFC 9110 §15.2) may precede a response in
+/// any number.
 #[derive(Debug)]
 struct Frames {
     /// Bytes of the preface that have not come yet.
@@ -177,8 +198,18 @@ struct Frames {
     last: (u8, u8),
     /// Heads that have begun.
     heads: u64,
+    /// There on a connection of ours.
+    answers: Option<Answers>,
     patience: i64,
     rested: Instant,
+}
+
+/// How many heads whoever answers us may send.
+#[derive(Debug)]
+struct Answers {
+    asked: Asked,
+    /// For what was asked.
+    due: u32,
 }
 
 /// The other side's frames have used up our patience.
@@ -194,8 +225,18 @@ impl Frames {
             payload: 0,
             last: (0, 0),
             heads: 0,
+            answers: None,
             patience: MOST * FRAME,
             rested: now,
+        }
+    }
+
+    /// Those of whoever answers what was `asked`: a server's preface is a frame like any other.
+    fn answering(now: Instant, asked: Asked) -> Self {
+        Self {
+            preface: 0,
+            answers: Some(Answers { asked, due: 0 }),
+            ..Self::new(now)
         }
     }
 
@@ -236,7 +277,12 @@ impl Frames {
             DATA if length > 0 || flags & END_STREAM != 0 => 0,
             HEADERS => {
                 self.heads += 1;
-                0
+                let unasked = self.answers.as_mut().is_some_and(|answers| !answers.take());
+                if unasked {
+                    FRAME + i64::from(length)
+                } else {
+                    0
+                }
             }
             _ => FRAME,
         };
@@ -264,6 +310,18 @@ impl Frames {
     }
 }
 
+impl Answers {
+    /// Whether one more head is due.
+    fn take(&mut self) -> bool {
+        let asked = self.asked.0.swap(0, Ordering::Relaxed);
+        let more = asked.saturating_mul(HEADS_EACH);
+        self.due = self.due.saturating_add(more).min(MOST_HEADS);
+        let due = self.due > 0;
+        self.due = self.due.saturating_sub(1);
+        due
+    }
+}
+
 /// Skips what `left` says of `bytes`.
 fn take(bytes: &mut &[u8], left: &mut usize) {
     let skipped = bytes.len().min(*left);
@@ -280,6 +338,11 @@ const HEADERS: u8 = 1;
 const CONTINUATION: u8 = 9;
 const END_STREAM: u8 = 1;
 const END_HEADERS: u8 = 4;
+
+/// Heads that each request of ours may have for an answer: the response's, its trailers, some interim ones.
+const HEADS_EACH: u32 = 4;
+/// Such heads that may be due at once: more than those of all requests that share a connection.
+const MOST_HEADS: u32 = 1024;
 
 /// What a frame that carries nothing costs, in bytes of ours that make up for it.
 const FRAME: i64 = 64;
@@ -366,6 +429,27 @@ mod tests {
         assert_eq!(frames.read(&pings(1)), Err(TooMany));
         assert_eq!(frames.rest(later + Duration::from_secs(3600)), Ok(()));
         assert_eq!(frames.patience, MOST * FRAME);
+    }
+
+    #[tokio::test]
+    async fn whoever_answers_sends_some_heads_for_each_request_and_pays_for_more() {
+        let asked = Asked::default();
+        let mut frames = Frames::answering(Instant::now(), asked.clone());
+        let mut cost = |heads: usize| {
+            let before = frames.patience;
+            frames
+                .read(&frame(HEADERS, END_HEADERS, 20).repeat(heads))
+                .unwrap();
+            before - frames.patience
+        };
+        assert_eq!(cost(1), FRAME + 20);
+        asked.one();
+        assert_eq!(cost(4), 0);
+        assert_eq!(cost(2), 2 * (FRAME + 20));
+        // Good behaviour is no licence to flood.
+        (0..1_000_000).for_each(|_| asked.one());
+        assert_eq!(cost(1024), 0);
+        assert_eq!(cost(1), FRAME + 20);
     }
 
     #[tokio::test(start_paused = true)]

@@ -13,12 +13,13 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
-use h2::{Ping, PingPong};
+use h2::{Ping, PingPong, Reason};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
-use super::{CONNECTION_WINDOW, DialError, HEADER_BYTES, MAX_FRAME, PING_EVERY, STREAM_WINDOW};
+use super::{DialError, HEADER_BYTES, MAX_FRAME, PING_EVERY, STREAM_WINDOW};
+use crate::limits::Limit;
 use crate::tls::HandshakeError;
 
 /// Opens streams on one connection. The connection ends when every clone is gone and every stream has ended.
@@ -33,11 +34,11 @@ pub(crate) struct Begun<Io> {
 }
 
 /// Begins HTTP/2 on `io`, with at most `streams` requests at once until the other side has said how many it
-/// takes.
+/// takes, which may send `credit` bytes before they are read.
 ///
 /// # Errors
 /// [`DialError::Http2`].
-pub(crate) async fn begin<Io>(io: Io, streams: usize) -> Result<Begun<Io>, DialError>
+pub(crate) async fn begin<Io>(io: Io, streams: usize, credit: u32) -> Result<Begun<Io>, DialError>
 where
     Io: AsyncRead + AsyncWrite + Unpin,
 {
@@ -46,7 +47,7 @@ where
     let (sender, connection) = h2::client::Builder::new()
         .enable_push(false)
         .initial_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
+        .initial_connection_window_size(credit)
         .max_frame_size(MAX_FRAME)
         .max_header_list_size(HEADER_BYTES)
         .initial_max_send_streams(streams)
@@ -97,6 +98,18 @@ pub(crate) enum Broken {
     /// Nothing was heard any more, not even an answer to a PING.
     #[error("no answer to a PING within {PING_EVERY:?}")]
     Silent,
+}
+
+impl Broken {
+    /// The limit that ended it, if it was one of h2's own.
+    pub(crate) fn limit(&self) -> Option<Limit> {
+        match self {
+            Self::Http2(error) if error.is_go_away() && error.is_library() => {
+                (error.reason() == Some(Reason::ENHANCE_YOUR_CALM)).then_some(Limit::Frames)
+            }
+            Self::Http2(_) | Self::Silent => None,
+        }
+    }
 }
 
 /// Completes when a PING is not answered, and nothing else comes, for [`PING_EVERY`]. One is sent when nothing
@@ -288,7 +301,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_connection_goes_on_while_pings_are_answered_and_no_longer() {
         let (ours, theirs) = duplex(64 * 1024);
-        let begun = begin(ours, 1).await.unwrap();
+        let begun = begin(ours, 1, STREAM_WINDOW).await.unwrap();
         // With it gone the connection would end by itself.
         let _sender = begun.sender;
         let mut running = tokio::spawn(begun.driving.run());

@@ -14,6 +14,7 @@ mod faults;
 mod federation;
 mod files;
 mod floods;
+mod hostile;
 mod http;
 mod identity;
 mod limits;

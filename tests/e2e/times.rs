@@ -8,7 +8,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use crate::floods::{
     DATA, END_HEADERS, END_STREAM, HEADERS, PING, ask, begin, frame, mesh, read_frame,
 };
-use crate::mesh::{Client, Http, SOON, Tls, request, status_of};
+use crate::mesh::{Client, Http, Mesh, Options, SOON, Tls, request, status_of};
 
 const GOAWAY: u8 = 7;
 
@@ -145,5 +145,34 @@ async fn an_http2_connection_that_carries_nothing_is_said_goodbye_to() {
     let ended = [("kind", "http"), ("outcome", "idle_timeout")];
     mesh.b
         .counts("doorward_sessions_ended_total", &ended, 1.0)
+        .await;
+}
+
+#[tokio::test]
+async fn connections_to_peers_that_carry_nothing_close_and_no_request_is_lost_by_it() {
+    let keys = "idle_timeout: 100ms";
+    let mesh = Mesh::with(Options {
+        inbound: keys.into(),
+        outbound: keys.into(),
+        a: vec!["workers: 1".into()],
+        ..Options::default()
+    })
+    .await;
+    let mut client = Client::connect(mesh.entrance(), Http::One).await;
+    for gap in 0..20 {
+        let mut call = request("POST", "/");
+        let grpc = HeaderValue::from_static("application/grpc");
+        call.headers_mut().insert(header::CONTENT_TYPE, grpc);
+        let answer = client.ask(call).await.unwrap();
+        assert_eq!((answer.status, answer.header("grpc-status")), (200, ""));
+        // Around the times when both sides close it.
+        tokio::time::sleep(Duration::from_millis(80 + gap * 7)).await;
+    }
+    mesh.a
+        .counts("doorward_upstream_connections", &[], 0.0)
+        .await;
+    let completed = [("outcome", "completed"), ("direction", "outbound")];
+    mesh.a
+        .counts("doorward_requests_total", &completed, 20.0)
         .await;
 }
