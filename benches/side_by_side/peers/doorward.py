@@ -21,7 +21,8 @@ def version(site: Site) -> str:
     return subprocess.run([site.doorward, "--version"], capture_output=True, text=True).stdout.split()[-1]
 
 
-def start(site: Site, protocol: str, workers: int) -> Pair:
+def start(site: Site, protocol: str, workers: int, **listener: str) -> Pair:
+    """`listener` has further keys of both listeners."""
     port, tls_port = free_port(), free_port()
     policy = site.dir / "policy"
     policy.mkdir(exist_ok=True)
@@ -32,14 +33,14 @@ def start(site: Site, protocol: str, workers: int) -> Pair:
                 "listen": f"127.0.0.1:{tls_port}", "service": "application", "protocol": protocol,
                 # The others speak nothing else to an application.
                 "app": f"127.0.0.1:{site.app_port}", "app_protocol": "http1",
-            }],
+            } | listener],
             "policy": {"dir": str(policy)},
         },
         "outbound": {
             "outbound": [{
                 "listen": f"127.0.0.1:{port}", "protocol": protocol,
                 "to": f"127.0.0.1:{tls_port}", "peer": SERVER_ID,
-            }],
+            } | listener],
         },
     }
     sides = {}
