@@ -334,7 +334,7 @@ fn how(error: &hyper::Error) -> Ended {
 }
 
 /// Why h2 itself could not let pass what the other side sent, if that is what ended the connection.
-pub(crate) fn refused_by_h2(error: &hyper::Error) -> Option<h2::Reason> {
+fn refused_by_h2(error: &hyper::Error) -> Option<h2::Reason> {
     let cause = error.source()?.downcast_ref::<h2::Error>()?;
     let ours = cause.is_go_away() && cause.is_library();
     cause.reason().filter(|_| ours)
