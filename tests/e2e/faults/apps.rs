@@ -152,7 +152,12 @@ async fn an_application_over_http2_that_breaks_off_harms_only_what_it_had() {
                 "{fault:?}, {http:?}: {seen:?}"
             );
         };
-        routes.again_and_again(round).await;
+        // What is refused while others run goes on another connection, which is kept as any other.
+        let kept = match fault {
+            Http2Fault::Refused => AT_ONCE,
+            _ => 0,
+        };
+        routes.again_and_again_keeping(kept, round).await;
     }
 }
 
