@@ -6,20 +6,24 @@
 
 use std::cell::RefCell;
 use std::fmt;
+use std::fs::File;
+use std::io::Read as _;
 use std::net::SocketAddr;
 use std::ops::{Range, RangeInclusive};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 
-use saphyr::{LoadableYamlNode, MarkedYaml, YamlData, YamlLoader};
-use saphyr_parser::Parser;
+use saphyr::{LoadableYamlNode, MarkedYaml, ScanError, YamlData, YamlLoader};
+use saphyr_parser::{Event, Marker, Parser, SpannedEventReceiver as _};
 
 /// One YAML file as read, and the mistakes found in it so far.
 #[derive(Debug)]
 pub struct Document {
     name: String,
     text: String,
+    is_ascii: bool,
     mistakes: RefCell<Vec<Mistake>>,
 }
 
@@ -27,9 +31,11 @@ impl Document {
     /// Takes `text`, read from the file that messages call `name`.
     #[must_use]
     pub fn new(name: impl Into<String>, text: impl Into<String>) -> Self {
+        let text = text.into();
         Self {
             name: name.into(),
-            text: text.into(),
+            is_ascii: text.is_ascii(),
+            text,
             mistakes: RefCell::default(),
         }
     }
@@ -40,8 +46,12 @@ impl Document {
     /// One mistake, naming the path, if the file cannot be read or is not UTF-8.
     pub fn open(path: &Path) -> Result<Self, Mistakes> {
         let name = path.display().to_string();
-        match std::fs::read_to_string(path) {
-            Ok(text) => Ok(Self::new(name, text)),
+        let mut text = String::new();
+        let read = File::open(path)
+            // One byte more, so that what is too long shows.
+            .and_then(|file| file.take(LONGEST + 1).read_to_string(&mut text));
+        match read {
+            Ok(_) => Ok(Self::new(name, text)),
             Err(error) => {
                 let document = Self::new(name, "");
                 document.record(Mistake {
@@ -111,21 +121,30 @@ impl Document {
     fn into_mistakes(self) -> Mistakes {
         let mut list = self.mistakes.into_inner();
         list.sort_by_key(|mistake| mistake.at.start);
-        let source = miette::NamedSource::new(&self.name, self.text.clone()).with_language("yaml");
-        let list = list
-            .into_iter()
-            .map(|mistake| Placed {
-                line: self.text[..mistake.at.start].matches('\n').count() + 1,
+        // However many there are, the text is there once and is walked through once.
+        let text: Arc<str> = self.text.into();
+        let source = miette::NamedSource::new(&self.name, text.clone()).with_language("yaml");
+        let (mut line, mut from) = (1, 0);
+        let mut placed = |mistake: Mistake| {
+            let at = mistake.at.start;
+            line += text[from..at].matches('\n').count();
+            from = at;
+            Placed {
+                line,
                 quoted: source.clone(),
                 file: self.name.clone(),
                 mistake,
-            })
-            .collect();
+            }
+        };
+        let list = list.into_iter().map(&mut placed).collect();
         Mistakes { list }
     }
 
     /// The parser counts characters, everybody else bytes.
     fn byte(&self, character: usize) -> usize {
+        if self.is_ascii {
+            return character.min(self.text.len());
+        }
         self.text
             .char_indices()
             .nth(character)
@@ -143,15 +162,41 @@ impl Document {
 }
 
 /// Scalars stay as written: `id: 007` is the text `007`.
-fn load(text: &str) -> Result<Vec<MarkedYaml<'_>>, saphyr::ScanError> {
+///
+/// Whatever comes of a node is done by functions that call themselves for what is in it, the parser's own
+/// included, so the depth is watched here.
+fn load(text: &str) -> Result<Vec<MarkedYaml<'_>>, ScanError> {
+    if text.len() as u64 > LONGEST {
+        let why = format!("it is longer than {} MiB", LONGEST >> 20);
+        return Err(ScanError::new(Marker::default(), why));
+    }
     let mut loader = YamlLoader::default();
     loader.early_parse(false);
-    Parser::new_from_str(text).load(&mut loader, true)?;
-    match loader.error() {
-        Some(error) => Err(error.clone()),
-        None => Ok(loader.into_documents()),
+    let mut depth = 0_usize;
+    for event in Parser::new_from_str(text) {
+        let (event, span) = event?;
+        match event {
+            Event::SequenceStart(..) | Event::MappingStart(..) => depth += 1,
+            Event::SequenceEnd | Event::MappingEnd => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        if depth > DEEPEST {
+            let why = format!("lists and keys within each other, more than {DEEPEST} deep");
+            return Err(ScanError::new(span.start, why));
+        }
+        loader.on_event(event, span);
+        if let Some(error) = loader.error() {
+            return Err(error.clone());
+        }
     }
+    Ok(loader.into_documents())
 }
+
+/// In bytes: a registry of a hundred thousand workloads is shorter.
+const LONGEST: u64 = 32 << 20;
+
+/// Nothing that is read anywhere is deeper than a dozen.
+const DEEPEST: usize = 64;
 
 /// One value in a [`Document`], with its key path.
 #[derive(Clone, Debug)]
@@ -592,7 +637,7 @@ struct Placed {
     mistake: Mistake,
     line: usize,
     file: String,
-    quoted: miette::NamedSource<String>,
+    quoted: miette::NamedSource<Arc<str>>,
 }
 
 impl miette::Diagnostic for Placed {
@@ -619,6 +664,38 @@ mod tests {
         listen: SocketAddr,
         grace: Duration,
         names: Vec<String>,
+    }
+
+    #[test]
+    fn what_is_too_deep_or_too_long_is_told_before_anything_is_made_of_it() {
+        for (text, told) in [
+            ("[".repeat(100_000), ""),
+            ("- ".repeat(100_000), "lists and keys within each other"),
+            ("{a: ".repeat(100_000), ""),
+            (" ".repeat(33 << 20), "it is longer than 32 MiB"),
+        ] {
+            let told = format!("a.yaml:1: not valid YAML: {told}");
+            let found = example(&text).unwrap_err();
+            assert!(found.starts_with(&told), "{found}");
+        }
+        let levels = format!(
+            "listen: {}1{}",
+            "[".repeat(DEEPEST - 1),
+            "]".repeat(DEEPEST - 1)
+        );
+        assert!(example(&levels).unwrap_err().contains("found a list"));
+    }
+
+    #[test]
+    fn ten_thousand_mistakes_are_told_each_in_its_line() {
+        let text: String = (0..10_000)
+            .map(|number| format!("k{number}: {number}\n"))
+            .collect();
+        let told = example(&text).unwrap_err();
+        let lines: Vec<_> = told.lines().collect();
+        assert_eq!(lines.len(), 10_001, "the missing key is one more");
+        assert!(lines[0].starts_with("a.yaml:1: the key `listen`"));
+        assert!(lines[10_000].starts_with("a.yaml:10000: k9999: unknown key"));
     }
 
     fn example(text: &str) -> Result<Example, String> {
