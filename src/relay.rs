@@ -215,6 +215,8 @@ fn write<T: AsyncWrite>(
 const SCRATCH: usize = 64 * 1024;
 
 #[cfg(test)]
+mod properties;
+#[cfg(test)]
 mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
 
