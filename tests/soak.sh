@@ -1,8 +1,14 @@
 #!/usr/bin/env bash
-# A new certificate every second for minutes (the argument; 5 if there is none) on both sides of 64
-# connections that are never idle: HTTP/1.1, HTTP/2, TCP and one gRPC stream. Ends with a line of figures, or
-# with the first failures.
+# Minutes of mixed load (the argument; 5 if there is none) with a new certificate every second, while grants are
+# given and withdrawn, the applications are killed and come back, and a sidecar is drained and started again:
+# tests/e2e/soak.rs says what is held to be true. Ends with the figures, or with what no fault explains.
+#
+# DOORWARD names the binary, if it is not to be the debug build: one that cargo built with --release, say.
 set -euo pipefail
+if [[ -n ${DOORWARD:-} ]]; then
+    DOORWARD=$(realpath -- "$DOORWARD")
+    export DOORWARD
+fi
 cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
 
-DOORWARD_SOAK_MINUTES=${1:-5} cargo test --locked --test e2e -- --ignored --exact rotation::soak --nocapture
+DOORWARD_SOAK_MINUTES=${1:-5} cargo test --locked --test e2e -- --ignored --exact soak::soak --nocapture

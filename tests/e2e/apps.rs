@@ -61,25 +61,27 @@ impl App {
         S: Fn(AnyIo) -> F + Send + Sync + 'static,
         F: Future<Output = std::io::Result<()>> + Send + 'static,
     {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap().to_string();
-        let accept = stream::unfold(listener, |listener| async {
-            let (stream, _) = listener.accept().await.unwrap();
-            stream.set_nodelay(true).unwrap();
-            Some((Box::new(stream) as AnyIo, listener))
-        });
+        Self::tcp_at("127.0.0.1:0", serve).await
+    }
+
+    /// The same at an address of the test's choice.
+    pub(crate) async fn tcp_at<S, F>(address: &str, serve: S) -> Self
+    where
+        S: Fn(AnyIo) -> F + Send + Sync + 'static,
+        F: Future<Output = std::io::Result<()>> + Send + 'static,
+    {
+        let (address, accept) = listen(address).await;
         Self::start(address, accept, counted(serve))
     }
 
     /// An HTTP application: see [`answer`] for what it does.
     pub(crate) async fn http() -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap().to_string();
-        let accept = stream::unfold(listener, |listener| async {
-            let (stream, _) = listener.accept().await.unwrap();
-            stream.set_nodelay(true).unwrap();
-            Some((Box::new(stream) as AnyIo, listener))
-        });
+        Self::http_at("127.0.0.1:0").await
+    }
+
+    /// The same at an address of the test's choice.
+    pub(crate) async fn http_at(address: &str) -> Self {
+        let (address, accept) = listen(address).await;
         Self::start(address, accept, speak_http)
     }
 
@@ -122,6 +124,13 @@ impl App {
         }
     }
 
+    /// Ends it, with all its connections. Its address is free then.
+    pub(crate) async fn kill(&mut self) {
+        self.task.abort();
+        // It was cut short: that is how it should end.
+        let _ = (&mut self.task).await;
+    }
+
     /// Lets `steps` steps go on that wait.
     pub(crate) fn release(&self, steps: usize) {
         self.gate.add_permits(steps);
@@ -138,6 +147,18 @@ impl App {
             .await
             .unwrap_or_else(|_| panic!("{count} requests should have arrived"));
     }
+}
+
+/// Where it listens, and the connections that come there.
+async fn listen(address: &str) -> (String, impl Stream<Item = AnyIo> + Send + 'static) {
+    let listener = TcpListener::bind(address).await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let accept = stream::unfold(listener, |listener| async {
+        let (stream, _) = listener.accept().await.unwrap();
+        stream.set_nodelay(true).unwrap();
+        Some((Box::new(stream) as AnyIo, listener))
+    });
+    (address, accept)
 }
 
 fn counted<S, F>(

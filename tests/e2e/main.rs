@@ -28,6 +28,7 @@ mod sandbox;
 mod secrets;
 mod sessions;
 mod smuggling;
+mod soak;
 mod spoofing;
 mod suggest;
 mod supervisor;

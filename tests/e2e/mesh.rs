@@ -116,16 +116,18 @@ impl Dirs {
         self.files.path().join(name)
     }
 
-    /// The binary under a path of the workload's own, as the kernel will tell it: that is how the issuer
+    /// The binary (that of this build, or the one that `DOORWARD` names) under a path of the workload's own,
+    /// as the kernel will tell it: that is how the issuer
     /// knows one sidecar from the other.
     pub(crate) fn program(&self, workload: &str) -> PathBuf {
         let dir = self.programs.path().canonicalize().unwrap().join(workload);
         let program = dir.join("doorward");
         if !program.exists() {
             std::fs::create_dir_all(&dir).unwrap();
-            let original = env!("CARGO_BIN_EXE_doorward");
-            if std::fs::hard_link(original, &program).is_err() {
-                std::fs::copy(original, &program).unwrap();
+            let original = std::env::var_os("DOORWARD")
+                .unwrap_or_else(|| env!("CARGO_BIN_EXE_doorward").into());
+            if std::fs::hard_link(&original, &program).is_err() {
+                std::fs::copy(&original, &program).unwrap();
             }
         }
         program

@@ -21,16 +21,6 @@ async fn no_request_fails_while_certificates_change_every_second() {
     rotate_under_load(Duration::from_secs(20)).await;
 }
 
-/// The same for as many minutes as `DOORWARD_SOAK_MINUTES` says.
-#[tokio::test]
-#[ignore = "takes minutes: run tests/soak.sh"]
-async fn soak() {
-    let minutes = std::env::var("DOORWARD_SOAK_MINUTES").expect("DOORWARD_SOAK_MINUTES is set");
-    let time = Duration::from_secs_f64(minutes.parse::<f64>().unwrap() * 60.0);
-    let figures = rotate_under_load(time).await;
-    println!("soak: {minutes} min, {figures}");
-}
-
 /// A new certificate every second on both sides of 64 connections that are never idle. Returns figures.
 ///
 /// # Panics
