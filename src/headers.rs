@@ -44,24 +44,8 @@ impl Identity {
     /// Says of `peer` what `kind` asks for; `own` is our side of the connection.
     #[must_use]
     pub fn new(kind: IdentityHeader, peer: &Peer, own: &SpiffeId) -> Self {
-        let mut headers = Vec::new();
-        if matches!(kind, IdentityHeader::Xfcc | IdentityHeader::Both) {
-            let mut hash = String::with_capacity(64);
-            for byte in peer.fingerprint() {
-                // Writing to a string cannot fail.
-                let _ = write!(hash, "{byte:02x}");
-            }
-            headers.push((XFCC, format!("By={own};Hash={hash};URI={}", peer.id())));
-        }
-        if matches!(kind, IdentityHeader::ClientCert | IdentityHeader::Both) {
-            let item = |der: &[u8]| format!(":{}:", STANDARD.encode(der));
-            let mut chain = peer.chain().iter().map(|der| item(der));
-            headers.extend(chain.next().map(|leaf| (CLIENT_CERT, leaf)));
-            let rest: Vec<_> = chain.collect();
-            if !rest.is_empty() {
-                headers.push((CLIENT_CERT_CHAIN, rest.join(", ")));
-            }
-        }
+        let chain = peer.chain().iter().map(AsRef::as_ref);
+        let headers = said(kind, own, peer.id(), peer.fingerprint(), chain);
         // SPIFFE IDs, hex and Base64 are all visible ASCII.
         let valid = headers
             .into_iter()
@@ -75,6 +59,35 @@ impl Identity {
             headers.insert(name.clone(), value.clone());
         }
     }
+}
+
+/// What the identity headers of `kind` say of a peer with this ID and this chain of certificates in DER, its
+/// leaf first.
+pub(crate) fn said<'a>(
+    kind: IdentityHeader,
+    own: &SpiffeId,
+    peer: &SpiffeId,
+    fingerprint: &[u8; 32],
+    chain: impl Iterator<Item = &'a [u8]>,
+) -> Vec<(HeaderName, String)> {
+    let mut headers = Vec::new();
+    if matches!(kind, IdentityHeader::Xfcc | IdentityHeader::Both) {
+        let mut hash = String::with_capacity(64);
+        for byte in fingerprint {
+            // Writing to a string cannot fail.
+            let _ = write!(hash, "{byte:02x}");
+        }
+        headers.push((XFCC, format!("By={own};Hash={hash};URI={peer}")));
+    }
+    if matches!(kind, IdentityHeader::ClientCert | IdentityHeader::Both) {
+        let mut chain = chain.map(|der| format!(":{}:", STANDARD.encode(der)));
+        headers.extend(chain.next().map(|leaf| (CLIENT_CERT, leaf)));
+        let rest: Vec<_> = chain.collect();
+        if !rest.is_empty() {
+            headers.push((CLIENT_CERT_CHAIN, rest.join(", ")));
+        }
+    }
+    headers
 }
 
 /// Refuses a request that the next server might read in another way than we do: one that leaves open where

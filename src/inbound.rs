@@ -1,7 +1,7 @@
 //! Peer to application: authenticate, authorize, connect, relay.
 
 mod http;
-mod proxy_header;
+pub(crate) mod proxy_header;
 mod tcp;
 
 use std::net::SocketAddr;

@@ -34,7 +34,7 @@ mod attest;
 mod authority;
 mod bundle_endpoint;
 mod filter;
-#[cfg(fuzzing)]
+#[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 pub mod fuzzing;
 mod keyfile;

@@ -102,6 +102,10 @@
 //!
 //! What is left to others is in the README's threat model.
 
+// The fuzz targets' properties are tested here too, and speak of us by our name.
+#[cfg(test)]
+extern crate self as doorward;
+
 pub mod admin;
 pub mod app;
 pub mod audit;
@@ -112,6 +116,9 @@ pub mod discovery;
 pub mod document;
 pub mod exchange;
 pub mod federation;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod headers;
 pub mod identity;
 pub mod inbound;

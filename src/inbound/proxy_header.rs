@@ -11,7 +11,7 @@ pub(super) const SPIFFE_ID_TLV: u8 = 0xE0;
 
 /// The header for a session from the first of `addresses` to the second, by the authenticated `peer`.
 /// Without addresses (a Unix socket) it says so, and still names the peer.
-pub(super) fn encode(addresses: Option<(SocketAddr, SocketAddr)>, peer: &SpiffeId) -> Vec<u8> {
+pub(crate) fn encode(addresses: Option<(SocketAddr, SocketAddr)>, peer: &SpiffeId) -> Vec<u8> {
     let (family, mut body) = match addresses {
         Some((SocketAddr::V4(from), SocketAddr::V4(to))) => (
             TCP_OVER_IPV4,

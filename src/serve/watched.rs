@@ -186,7 +186,7 @@ impl<IO: AsyncWrite + Unpin> AsyncWrite for Watched<IO> {
 /// ours, heads that nobody asked for cost it too: interim responses (RFC 9110 §15.2) may precede a response in
 /// any number.
 #[derive(Debug)]
-struct Frames {
+pub(crate) struct Frames {
     /// Bytes of the preface that have not come yet.
     preface: usize,
     header: [u8; HEADER],
@@ -214,10 +214,10 @@ struct Answers {
 
 /// The other side's frames have used up our patience.
 #[derive(Debug, PartialEq, Eq)]
-struct TooMany;
+pub(crate) struct TooMany;
 
 impl Frames {
-    fn new(now: Instant) -> Self {
+    pub(crate) fn new(now: Instant) -> Self {
         Self {
             preface: PREFACE,
             header: [0; HEADER],
@@ -248,7 +248,7 @@ impl Frames {
         self.preface > 0 || in_head
     }
 
-    fn read(&mut self, mut bytes: &[u8]) -> Result<(), TooMany> {
+    pub(crate) fn read(&mut self, mut bytes: &[u8]) -> Result<(), TooMany> {
         take(&mut bytes, &mut self.preface);
         while !bytes.is_empty() {
             take(&mut bytes, &mut self.payload);
@@ -266,6 +266,12 @@ impl Frames {
             return Err(TooMany);
         }
         Ok(())
+    }
+
+    /// How many frames' worth of patience is gone.
+    #[cfg(any(test, fuzzing))]
+    pub(crate) fn spent(&self) -> i64 {
+        MOST - self.patience / FRAME
     }
 
     fn frame(&mut self) {
@@ -387,7 +393,7 @@ mod tests {
             split.read(&[*byte]).unwrap();
         }
         assert_eq!(whole.patience, split.patience, "pieces matter");
-        MOST - whole.patience / FRAME
+        whole.spent()
     }
 
     #[tokio::test]

@@ -1,21 +1,3 @@
-//! Anything may stand in an audit file. Whatever does, the walk along its chain comes to an end, and what was
-//! found is told.
 #![no_main]
 
-use doorward::audit::verify::verify_lines;
-use libfuzzer_sys::fuzz_target;
-
-fuzz_target!(|bytes: &[u8]| {
-    let report = verify_lines("audit", bytes, &[]).expect("memory can be read");
-    for finding in &report.findings {
-        assert!(!finding.fault.meaning().is_empty());
-    }
-    let lines: u64 = report
-        .logs
-        .iter()
-        .flat_map(|log| &log.files)
-        .map(|file| file.lines)
-        .max()
-        .unwrap_or(0);
-    assert!(lines as usize <= bytes.len());
-});
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| doorward_fuzz::audit_chain::check(bytes));
