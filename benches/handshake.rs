@@ -16,7 +16,7 @@ use criterion::{Criterion, criterion_group, criterion_main};
 use doorward::identity::svid;
 use doorward::identity::{Bundle, DEFAULT_MAX_PEER_LIFETIME, Material, SpiffeId};
 use doorward::live::Live;
-use doorward::tls::{Acceptor, Connector, Endpoint, Metrics, Offer, verify};
+use doorward::tls::{Acceptor, Connector, Endpoint, Metrics, Offer, Verifications, verify};
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, KeyUsagePurpose, SanType,
 };
@@ -57,7 +57,14 @@ struct Pair {
 impl Pair {
     fn new() -> Self {
         let live = Arc::new(Live::default());
-        live.publish(Endpoint::new(material(), DEFAULT_MAX_PEER_LIFETIME).unwrap());
+        live.publish(
+            Endpoint::new(
+                material(),
+                DEFAULT_MAX_PEER_LIFETIME,
+                Verifications::default(),
+            )
+            .unwrap(),
+        );
         let metrics = Metrics::register(&prometheus::Registry::new()).unwrap();
         let (offer, patience) = (Offer::Http, Duration::from_secs(10));
         let expected = Arc::new(ID.parse().unwrap());

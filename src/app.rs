@@ -37,7 +37,7 @@ use crate::sandbox;
 use crate::secrets;
 use crate::session::{Clock, Roll};
 use crate::telemetry::{Registries, chain};
-use crate::tls::{Endpoint, Endpoints};
+use crate::tls::{Endpoint, Endpoints, Verifications};
 use crate::worker::{self, Worker};
 use crate::{identity, runtime};
 
@@ -125,6 +125,7 @@ pub fn run(config: Config) -> anyhow::Result<ExitCode> {
 
     let calm = control.block_on(async {
         let status = identity::Status::register(registries.process())?;
+        let verifications = Verifications::register(registries.process())?;
         let crls = match revocation {
             Some(revocation) => {
                 let crls = revocation.crls.clone();
@@ -140,6 +141,7 @@ pub fn run(config: Config) -> anyhow::Result<ExitCode> {
             crls,
             endpoints,
             status,
+            verifications,
         ));
         directory.keep(config.dns, &names);
         tokio::spawn(clock.keep());
@@ -329,9 +331,11 @@ async fn keep_identity(
     crls: Arc<Live<Crls>>,
     endpoints: Arc<Live<Endpoint>>,
     mut status: identity::Status,
+    verifications: Verifications,
 ) {
     let materials = federation.join(identity::Provider::new(&settings));
-    let source = Endpoints::new(Revoking::new(materials, crls), settings.max_peer_lifetime);
+    let revoking = Revoking::new(materials, crls);
+    let source = Endpoints::new(revoking, settings.max_peer_lifetime, verifications);
     federation.keep();
     let tell = |kept: Kept<'_, Endpoint, _>| match kept {
         Kept::Published(snapshot) => {

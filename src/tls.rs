@@ -5,14 +5,17 @@
 //! the verifier, even after a certificate has ended or a root has lost our trust, so it is off.
 //!
 //! Both rustls configurations are made once from one [`Material`] (an [`Endpoint`]); a rotation is in
-//! force on the next handshake and touches no stream that is open.
+//! force on the next handshake and touches no stream that is open. What a chain was found to be is
+//! remembered with it ([`proven`]), so the signatures under a chain are checked once, not each time.
 
 pub mod detect;
+mod proven;
 mod verdicts;
 pub mod verify;
 
 use std::fmt;
 use std::io;
+use std::iter;
 use std::net::{IpAddr, Ipv4Addr};
 use std::str::FromStr;
 use std::sync::{Arc, LazyLock};
@@ -34,10 +37,12 @@ use rustls_pki_types::{CertificateDer, ServerName};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
 
+use self::proven::Proven;
+pub use self::proven::Verifications;
 use self::verdicts::Verdicts;
 pub use self::verdicts::still_holds;
 use self::verify::{AnyClient, ExpectedServer, Rules, Side, VerifyError};
-use crate::identity::svid::{self, Leaf};
+use crate::identity::svid::{Leaf, SvidError};
 use crate::identity::{Bundles, IdError, Material, SpiffeId, TrustDomain};
 use crate::live::{Change, Live, Snapshot, Source};
 use crate::outcome::Outcome;
@@ -49,7 +54,7 @@ pub struct Peer {
     chain: Vec<CertificateDer<'static>>,
     not_after: SystemTime,
     fingerprint: [u8; 32],
-    /// SHA-256 of all that a verdict about it depends on.
+    /// Its [`Peer::digest`].
     proof: [u8; 32],
     side: Side,
 }
@@ -67,8 +72,8 @@ impl Peer {
         &self.leaf
     }
 
-    /// From this instant on its proof holds no longer: the end of its leaf, or of an intermediate it
-    /// presented, whichever comes first.
+    /// From this instant on its proof holds no longer: the end of its leaf, or of an intermediate that
+    /// vouches for it, whichever comes first.
     #[must_use]
     pub fn not_after(&self) -> SystemTime {
         self.not_after
@@ -93,37 +98,48 @@ impl Peer {
         &self.chain
     }
 
+    fn split_chain(
+        &self,
+    ) -> Result<(&CertificateDer<'static>, &[CertificateDer<'static>]), VerifyError> {
+        let split = self.chain.split_first();
+        split.ok_or(VerifyError::Svid(SvidError::Malformed))
+    }
+
     /// SHA-256 of its leaf certificate in DER, as in `x-forwarded-client-cert`'s `Hash`.
     #[must_use]
     pub fn fingerprint(&self) -> &[u8; 32] {
         &self.fingerprint
     }
 
-    /// Reads what the handshake has verified. rustls' verifier cannot hand its results over, and reading
-    /// the leaf again costs some 4 µs.
-    fn proved(tls: &CommonState, side: Side) -> Result<Self, HandshakeError> {
-        let chain = tls.peer_certificates().unwrap_or_default().to_vec();
+    /// Who `endpoint` has just verified. rustls' verifier cannot hand its results over, so they are
+    /// remembered for us; a chain too long for that is verified again.
+    fn proved(
+        tls: &CommonState,
+        side: Side,
+        endpoint: &Endpoint,
+    ) -> Result<Arc<Self>, HandshakeError> {
+        let chain = tls.peer_certificates().unwrap_or_default();
         let (first, intermediates) = chain.split_first().ok_or(HandshakeError::NoCertificate)?;
-        let leaf = svid::parse(first).map_err(VerifyError::Svid)?;
-        // One that had ended before was no part of the path.
-        let now = SystemTime::now();
-        let ends = intermediates
-            .iter()
-            .filter_map(|der| Some(svid::validity(der).ok()?.1))
-            .filter(|end| *end > now);
-        let not_after = ends.fold(leaf.not_after, Ord::min);
-        let fingerprint = sha256(first);
-        let mut proof: Vec<u8> = chain.iter().flat_map(|der| der.iter().copied()).collect();
-        proof.push(side as u8);
-        let proof = sha256(&proof);
-        Ok(Self {
-            leaf: Arc::new(leaf),
-            chain,
-            not_after,
-            fingerprint,
-            proof,
-            side,
-        })
+        let (rules, now) = (&endpoint.rules, SystemTime::now());
+        let proof = Self::digest(first, intermediates, side);
+        match rules.proven.known(&proof, now) {
+            Some(peer) => Ok(peer),
+            None => Ok(rules.prove(first, intermediates, side, now)?),
+        }
+    }
+
+    /// SHA-256 of all that a verdict about a peer depends on.
+    fn digest(
+        first: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        side: Side,
+    ) -> [u8; 32] {
+        let mut text = vec![side as u8];
+        for der in iter::once(first).chain(intermediates) {
+            text.extend(der.len().to_be_bytes());
+            text.extend_from_slice(der);
+        }
+        sha256(&text)
     }
 }
 
@@ -227,10 +243,15 @@ impl Endpoint {
     ///
     /// # Errors
     /// [`EndpointError`] if rustls cannot work with the material.
-    pub fn new(material: Material, max_peer_lifetime: Duration) -> Result<Self, EndpointError> {
+    pub fn new(
+        material: Material,
+        max_peer_lifetime: Duration,
+        verifications: Verifications,
+    ) -> Result<Self, EndpointError> {
         let rules = Rules {
             bundles: material.bundles().clone(),
             max_peer_lifetime,
+            proven: Arc::new(Proven::new(verifications)),
         };
         let identity = SingleCertAndKey::from(material.certified().clone());
         let mut config = ServerConfig::builder_with_provider(provider().clone())
@@ -278,14 +299,16 @@ impl Endpoint {
         now < self.material.leaf().not_after
     }
 
-    /// Whether the proof of a connected `peer` still holds by the bundles of this endpoint. See
-    /// [`verify::still_holds`].
+    /// Whether the proof of a connected `peer` still holds by the bundles of this endpoint, as
+    /// [`verify::still_holds`], unless that is known already.
     ///
     /// # Errors
     /// [`VerifyError`] says what holds no longer.
     pub fn still_holds(&self, peer: &Peer, now: SystemTime) -> Result<(), VerifyError> {
-        let rules = &self.rules;
-        verify::still_holds(peer, &rules.bundles, rules.max_peer_lifetime, now)
+        let (first, intermediates) = peer.split_chain()?;
+        self.rules
+            .prove(first, intermediates, peer.side, now)
+            .map(drop)
     }
 
     fn clients(&self, expected: &Arc<Expected>) -> Result<[Arc<ClientConfig>; 6], rustls::Error> {
@@ -320,14 +343,19 @@ pub struct EndpointError(#[source] rustls::Error);
 pub struct Endpoints<S> {
     materials: S,
     max_peer_lifetime: Duration,
+    verifications: Verifications,
+    /// What the last one remembers.
+    proven: Arc<Proven>,
 }
 
 impl<S> Endpoints<S> {
     /// Prepares whatever `materials` yields; see [`Endpoint::new`].
-    pub fn new(materials: S, max_peer_lifetime: Duration) -> Self {
+    pub fn new(materials: S, max_peer_lifetime: Duration, verifications: Verifications) -> Self {
         Self {
             materials,
             max_peer_lifetime,
+            verifications,
+            proven: Arc::default(),
         }
     }
 }
@@ -337,17 +365,22 @@ impl<S: Source<Item = Material>> Source for Endpoints<S> {
     type Error = EndpointsError<S::Error>;
 
     async fn next(&mut self) -> Result<Change<Endpoint>, Self::Error> {
-        match self
-            .materials
-            .next()
-            .await
-            .map_err(EndpointsError::Source)?
-        {
-            Change::Replace(material) => Endpoint::new(material, self.max_peer_lifetime)
-                .map(Change::Replace)
-                .map_err(EndpointsError::Endpoint),
-            Change::Withdraw => Ok(Change::Withdraw),
-        }
+        let next = self.materials.next().await;
+        let change = match next.map_err(EndpointsError::Source)? {
+            Change::Replace(material) => {
+                let verifications = self.verifications.clone();
+                Endpoint::new(material, self.max_peer_lifetime, verifications)
+                    .map(Change::Replace)
+                    .map_err(EndpointsError::Endpoint)?
+            }
+            Change::Withdraw => Change::Withdraw,
+        };
+        self.proven.forget();
+        self.proven = match &change {
+            Change::Replace(endpoint) => endpoint.rules.proven.clone(),
+            Change::Withdraw => Arc::default(),
+        };
+        Ok(change)
     }
 
     fn urgent(&mut self) -> impl Future<Output = ()> + Send {
@@ -448,7 +481,7 @@ impl Acceptor {
         let stream = within(self.timeout, handshake).await?;
         let tls = stream.get_ref().1;
         Ok(Secured {
-            peer: Arc::new(Peer::proved(tls, Side::Client)?),
+            peer: Peer::proved(tls, Side::Client, &endpoint.value)?,
             agreed: Agreed::of(tls),
             stream,
             endpoint,
@@ -550,7 +583,7 @@ impl Connector {
         let stream = within(self.timeout, handshake).await?;
         let tls = stream.get_ref().1;
         Ok(Secured {
-            peer: Arc::new(Peer::proved(tls, Side::Server)?),
+            peer: Peer::proved(tls, Side::Server, &endpoint.value)?,
             agreed: Agreed::of(tls),
             stream,
             endpoint,
@@ -589,6 +622,7 @@ pub(crate) fn anonymous_client(
         rules: Rules {
             bundles,
             max_peer_lifetime,
+            proven: Arc::default(),
         },
         expected: Arc::new(expected),
     };

@@ -104,6 +104,21 @@ impl Ca {
         }
     }
 
+    /// Another certificate for the name and key of `below`, an intermediate.
+    pub(crate) fn reissue(
+        &self,
+        below: &Self,
+        change: impl FnOnce(&mut CertificateParams),
+    ) -> CertificateDer<'static> {
+        let mut params = authority(self.domain.as_str());
+        params
+            .distinguished_name
+            .push(DnType::CommonName, "intermediate");
+        change(&mut params);
+        let certificate = params.signed_by(below.issuer.key(), &self.issuer).unwrap();
+        certificate.der().clone()
+    }
+
     pub(crate) fn certificate(&self) -> &CertificateDer<'static> {
         self.issuer.der()
     }

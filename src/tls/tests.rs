@@ -7,7 +7,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 
 use super::*;
 use crate::identity::crl::Crls;
-use crate::identity::svid::SvidError;
+use crate::identity::svid::{self, SvidError};
 use crate::identity::testing::{Ca, HOUR, Minted, extension, id, leaf, uri};
 use crate::identity::{Bundles, DEFAULT_MAX_PEER_LIFETIME};
 
@@ -16,7 +16,12 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const LEDGER: &str = "spiffe://example.org/ledger";
 
 fn endpoint(material: Material) -> Endpoint {
-    Endpoint::new(material, DEFAULT_MAX_PEER_LIFETIME).unwrap()
+    Endpoint::new(
+        material,
+        DEFAULT_MAX_PEER_LIFETIME,
+        Verifications::default(),
+    )
+    .unwrap()
 }
 
 fn live(material: Material) -> Arc<Live<Endpoint>> {
@@ -658,12 +663,7 @@ async fn the_proof_of_an_open_connection_is_asked_again() {
     let domain = ca.domain.clone();
     for (bundles, most, now, expected) in [
         (&bundles, HOUR, now, Ok(())),
-        (
-            &bundles,
-            HOUR,
-            peer.not_after() + Duration::from_secs(1),
-            Err(VerifyError::Expired),
-        ),
+        (&bundles, HOUR, peer.not_after(), Err(VerifyError::Expired)),
         (
             &bundles,
             HOUR,
@@ -773,6 +773,13 @@ async fn a_chain_is_verified_once_however_many_connections_stand_on_it() {
     dialling.publish(endpoint(ca.material("/shop", &[])));
     let other = handshake(&acceptor, &connector).await.0.unwrap().peer;
 
+    // What has verified them in the handshake need not do so again.
+    let first = served.get().unwrap();
+    let now = SystemTime::now();
+    assert_eq!(still_holds(first.clone(), one.clone(), now).await, Ok(()));
+    assert_eq!(first.value.verdicts.count(), 0);
+
+    served.publish(endpoint(ca.material("/ledger", &[])));
     let endpoint = served.get().unwrap();
     let now = SystemTime::now();
     for (peer, verified) in [(&one, 1), (&two, 1), (&other, 2), (&one, 2)] {
@@ -787,6 +794,83 @@ async fn a_chain_is_verified_once_however_many_connections_stand_on_it() {
     let end = material.bundles().get(&ca.domain).unwrap().next_end(now);
     let gone = still_holds(endpoint.clone(), one, end.unwrap()).await;
     assert_eq!(gone, Err(VerifyError::UnknownCa));
+}
+
+#[tokio::test]
+async fn who_was_proved_before_is_asked_for_all_that_may_have_changed() {
+    let (ca, other) = (Ca::new("example.org"), Ca::new("example.org"));
+    let between = ca.intermediate(|_| {});
+    let peer = between.mint(&leaf(LEDGER));
+    let upper = Minted {
+        chain: vec![between.certificate().clone()],
+        key: Vec::new(),
+    };
+    let own: Bundles = [ca.bundle()].into_iter().collect();
+    let revoking = |list: Vec<u8>| {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), list).unwrap();
+        own.with_crls(Crls::open(file.path()).unwrap())
+    };
+    let theirs = live(peer.material(own.clone()).unwrap());
+    let ours = live(ca.material("/shop", &[]));
+    let both_ways = async || {
+        let (accepting, dialling) = (acceptor(&ours), connector(&ours, LEDGER));
+        let (served, _) =
+            handshake(&accepting, &connector(&theirs, "spiffe://example.org/*")).await;
+        let (_, dialled) = handshake(&acceptor(&theirs), &dialling).await;
+        (served, dialled)
+    };
+    let warm = async || {
+        ours.publish(endpoint(ca.material("/shop", &[])));
+        for _ in 0..2 {
+            let (served, dialled) = both_ways().await;
+            assert!(served.is_ok() && dialled.is_ok());
+        }
+        let before = ours.get().unwrap();
+        let (known, _) = before.value.rules.proven.size();
+        assert_eq!(known, 2, "once as a client, once as a server");
+    };
+    for (what, bundles, expected) in [
+        (
+            "a root took the place of theirs",
+            [other.bundle()].into_iter().collect(),
+            "unknown_ca",
+        ),
+        (
+            "the leaf was revoked",
+            revoking(between.crl(&[&peer], HOUR * 2)),
+            "revoked",
+        ),
+        (
+            "the intermediate was revoked",
+            revoking(ca.crl(&[&upper], HOUR * 2)),
+            "revoked",
+        ),
+    ] {
+        warm().await;
+        let material = ca.mint(&leaf("spiffe://example.org/shop"));
+        ours.publish(endpoint(material.material(bundles).unwrap()));
+        let (served, dialled) = both_ways().await;
+        assert_eq!(failure(served).label(), expected, "{what}");
+        assert_eq!(failure(dialled).label(), expected, "{what}");
+    }
+
+    warm().await;
+    // Good for us, but not who was expected.
+    let dialling = connector(&ours, "spiffe://example.org/other");
+    let (_, dialled) = handshake(&acceptor(&theirs), &dialling).await;
+    assert_eq!(failure(dialled).label(), "unexpected_peer");
+    // Known certificates in the hands of somebody without their key.
+    let thief = Minted {
+        chain: peer.chain.clone(),
+        key: between.mint(&leaf(LEDGER)).key,
+    };
+    let (served, _) = accept_stranger(&acceptor(&ours), stranger_dials(Some(&thief), &[])).await;
+    assert_eq!(failure(served).label(), "protocol");
+    let (near, far) = duplex(64 * 1024);
+    let (thief, ours) = (stranger_serves(&thief), connector(&ours, LEDGER));
+    let (_, dialled) = tokio::join!(thief.accept(near), ours.connect(far));
+    assert_eq!(failure(dialled).label(), "protocol");
 }
 
 #[test]

@@ -65,6 +65,15 @@ pub async fn still_holds(
     peer: Arc<Peer>,
     now: SystemTime,
 ) -> Result<(), VerifyError> {
+    if endpoint
+        .value
+        .rules
+        .proven
+        .known(&peer.proof, now)
+        .is_some()
+    {
+        return Ok(());
+    }
     let verdicts = &endpoint.value.verdicts;
     if let Some(known) = verdicts.known(&peer, now) {
         return known;

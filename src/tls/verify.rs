@@ -5,6 +5,7 @@
 //! domain is known, its chain leads there and none of it was revoked, it was not made to live too long,
 //! and, when we dialled, it is one of those who may answer.
 
+use std::iter;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -18,7 +19,8 @@ use rustls::{
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use webpki::{Cert, EndEntityCert, KeyUsage, VerifiedPath};
 
-use super::{Expected, Peer, Reason};
+use super::proven::{Proven, Window};
+use super::{Expected, Peer, Reason, sha256};
 use crate::identity::crl::Crls;
 use crate::identity::svid::{self, Leaf, SvidError};
 use crate::identity::{Bundles, SpiffeId, TrustDomain};
@@ -105,6 +107,8 @@ impl VerifyError {
 pub(super) struct Rules {
     pub(super) bundles: Arc<Bundles>,
     pub(super) max_peer_lifetime: Duration,
+    /// What was found by these very rules.
+    pub(super) proven: Arc<Proven>,
 }
 
 /// Which side the owner of a certificate takes in the handshake.
@@ -127,10 +131,7 @@ pub fn still_holds(
     max_lifetime: Duration,
     now: SystemTime,
 ) -> Result<(), VerifyError> {
-    let (first, intermediates) = peer
-        .chain
-        .split_first()
-        .ok_or(VerifyError::Svid(SvidError::Malformed))?;
+    let (first, intermediates) = peer.split_chain()?;
     let leaf = &peer.leaf;
     check(
         leaf,
@@ -141,9 +142,13 @@ pub fn still_holds(
         max_lifetime,
         now,
     )
+    .map(drop)
 }
 
 /// The whole verification but for who is expected. `leaf` was read from `first`.
+///
+/// The answer is when the path that was found holds: from the start of its youngest certificate to the
+/// first end of one, the root aside.
 fn check(
     leaf: &Leaf,
     first: &CertificateDer<'_>,
@@ -152,7 +157,7 @@ fn check(
     bundles: &Bundles,
     max_lifetime: Duration,
     now: SystemTime,
-) -> Result<(), VerifyError> {
+) -> Result<Window, VerifyError> {
     let id = &leaf.id;
     let bundle = bundles
         .get(id.trust_domain())
@@ -165,21 +170,28 @@ fn check(
         Side::Client => KeyUsage::client_auth(),
         Side::Server => KeyUsage::server_auth(),
     };
-    let since_epoch = now.duration_since(UNIX_EPOCH).unwrap_or_default();
-    EndEntityCert::try_from(first)
-        .and_then(|end_entity| {
-            end_entity
-                .verify_for_usage(
-                    algorithms().all,
-                    &bundle.anchors(now),
-                    intermediates,
-                    UnixTime::since_unix_epoch(since_epoch),
-                    usage,
-                    None,
-                    Some(&|path| unrevoked(path, bundles.crls())),
-                )
-                .map(drop)
-        })
+    let time = UnixTime::since_unix_epoch(now.duration_since(UNIX_EPOCH).unwrap_or_default());
+    let anchors = bundle.anchors(now);
+    let sound = |path: &VerifiedPath<'_>| {
+        if now >= window(leaf, path)?.until {
+            let not_after = time;
+            return Err(webpki::Error::CertExpired { time, not_after });
+        }
+        unrevoked(path, bundles.crls())
+    };
+    let end_entity =
+        EndEntityCert::try_from(first).map_err(|error| VerifyError::chain(id, error))?;
+    let window = end_entity
+        .verify_for_usage(
+            algorithms().all,
+            &anchors,
+            intermediates,
+            time,
+            usage,
+            None,
+            Some(&sound),
+        )
+        .and_then(|path| window(leaf, &path))
         .map_err(|error| VerifyError::chain(id, error))?;
     let lifetime = leaf.lifetime();
     if lifetime > max_lifetime {
@@ -189,7 +201,21 @@ fn check(
             most: max_lifetime,
         });
     }
-    Ok(())
+    Ok(window)
+}
+
+/// When all certificates of a path are valid, the root aside.
+fn window(leaf: &Leaf, path: &VerifiedPath<'_>) -> Result<Window, webpki::Error> {
+    let own = Window {
+        from: leaf.not_before,
+        until: leaf.not_after,
+    };
+    let mut intermediates = path.intermediate_certificates();
+    intermediates.try_fold(own, |window, certificate| {
+        let validity = svid::validity(&certificate.der());
+        let (from, until) = validity.map_err(|_| webpki::Error::BadDer)?;
+        Ok(window.and(Window { from, until }))
+    })
 }
 
 /// Holds every certificate of a path, but for its root, against the lists of whoever issued it.
@@ -201,7 +227,7 @@ fn unrevoked(path: &VerifiedPath<'_>, crls: &Crls) -> Result<(), webpki::Error> 
         .intermediate_certificates()
         .map(Cert::subject_public_key_info);
     let intermediates = path.intermediate_certificates();
-    for certificate in std::iter::once::<&Cert<'_>>(path.end_entity()).chain(intermediates) {
+    for certificate in iter::once::<&Cert<'_>>(path.end_entity()).chain(intermediates) {
         let key = path_keys.next();
         let key = key.unwrap_or_else(|| webpki::spki_for_anchor(path.anchor()));
         let (serial, issuer) = (certificate.serial(), certificate.issuer());
@@ -217,19 +243,48 @@ fn algorithms() -> &'static WebPkiSupportedAlgorithms {
 }
 
 impl Rules {
-    /// Everything that must hold of whoever presents this chain.
-    fn check(
+    /// Everything that must hold of whoever presents this chain, found out now or known from before.
+    pub(super) fn prove(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        side: Side,
+        now: SystemTime,
+    ) -> Result<Arc<Peer>, VerifyError> {
+        let proof = Peer::digest(end_entity, intermediates, side);
+        if let Some(peer) = self.proven.spares(&proof, now) {
+            return Ok(peer);
+        }
+        let leaf = svid::parse(end_entity).map_err(VerifyError::Svid)?;
+        let (bundles, most) = (&self.bundles, self.max_peer_lifetime);
+        let window = check(&leaf, end_entity, intermediates, side, bundles, most, now)?;
+        let bundle = bundles.get(leaf.id.trust_domain());
+        let root_end = bundle.and_then(|bundle| bundle.next_end(now));
+        let chain = iter::once(end_entity).chain(intermediates);
+        let peer = Arc::new(Peer {
+            leaf: Arc::new(leaf),
+            chain: chain.map(|der| der.clone().into_owned()).collect(),
+            not_after: window.until,
+            fingerprint: sha256(end_entity),
+            proof,
+            side,
+        });
+        let until = root_end.map_or(window.until, |end| window.until.min(end));
+        self.proven.remember(&peer, Window { until, ..window });
+        Ok(peer)
+    }
+
+    /// The same at a time of rustls.
+    fn verify(
         &self,
         end_entity: &CertificateDer<'_>,
         intermediates: &[CertificateDer<'_>],
         side: Side,
         now: UnixTime,
-    ) -> Result<Leaf, VerifyError> {
-        let leaf = svid::parse(end_entity).map_err(VerifyError::Svid)?;
+    ) -> Result<Arc<Peer>, rustls::Error> {
         let now = UNIX_EPOCH + Duration::from_secs(now.as_secs());
-        let (bundles, most) = (&self.bundles, self.max_peer_lifetime);
-        check(&leaf, end_entity, intermediates, side, bundles, most, now)?;
-        Ok(leaf)
+        self.prove(end_entity, intermediates, side, now)
+            .map_err(into_rustls)
     }
 }
 
@@ -257,8 +312,7 @@ impl ClientCertVerifier for AnyClient {
         now: UnixTime,
     ) -> Result<ClientCertVerified, rustls::Error> {
         self.0
-            .check(end_entity, intermediates, Side::Client, now)
-            .map_err(into_rustls)?;
+            .verify(end_entity, intermediates, Side::Client, now)?;
         Ok(ClientCertVerified::assertion())
     }
 
@@ -294,13 +348,12 @@ impl ServerCertVerifier for ExpectedServer {
         _: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
-        let leaf = self
+        let peer = self
             .rules
-            .check(end_entity, intermediates, Side::Server, now)
-            .map_err(into_rustls)?;
-        if !self.expected.matches(&leaf.id) {
+            .verify(end_entity, intermediates, Side::Server, now)?;
+        if !self.expected.matches(peer.id()) {
             return Err(into_rustls(VerifyError::UnexpectedPeer {
-                found: leaf.id,
+                found: peer.id().clone(),
                 expected: self.expected.clone(),
             }));
         }
