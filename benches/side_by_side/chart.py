@@ -1,4 +1,4 @@
-"""Draws what `run` found: for each of the main works, what Doorward costs of what each peer costs.
+"""Draws what `run` found: for each of the works that are to be drawn, what Doorward costs of what each peer costs.
 
 usage: chart.py RESULTS.json CHART.svg
 """
@@ -17,18 +17,22 @@ COLOURS = {"haproxy": "#3d8fd1", "envoy": "#b06fce", "nginx": "#3fa66b"}
 STEP = 0.26
 
 
+def styled() -> None:
+    pyplot.rcParams.update({
+        "svg.fonttype": "none", "svg.hashsalt": "side by side", "font.family": "sans-serif", "text.color": INK,
+        "axes.edgecolor": INK, "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK})
+
+
 def main() -> None:
     source, target = sys.argv[1:]
     with open(source) as file:
         results = json.load(file)
-    lines = [line for line in results["comparison"] if line["metric"] == "cpu_us" and line["work"] in results["main"]]
+    lines = [line for line in results["comparison"] if line["metric"] == "cpu_us" and line["work"] in results["drawn"]]
     works = list(dict.fromkeys(line["work"] for line in lines))
     if not works:
         sys.exit("nothing to draw")
 
-    pyplot.rcParams.update({
-        "svg.fonttype": "none", "svg.hashsalt": "side by side", "font.family": "sans-serif", "text.color": INK,
-        "axes.edgecolor": INK, "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK})
+    styled()
     figure, axes = pyplot.subplots(figsize=(9, 1.4 + 0.62 * len(works)), layout="constrained")
     for place, (peer, colour) in enumerate(COLOURS.items()):
         bars = [line for line in lines if line["peer"] == peer]

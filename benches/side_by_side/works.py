@@ -44,6 +44,11 @@ class Work:
     # Part of `--quick`.
     main: bool = False
 
+    @property
+    def matrix(self) -> bool:
+        """Part of `--only matrix`: HTTP by version, connections and workers."""
+        return self.kind == "http" and self.title.endswith(MATRIX)
+
 
 METRICS = {
     "cpu_us": ("CPU", "µs"),
@@ -144,6 +149,9 @@ warm_up = wrk(64)
 def no_worse_than(*peers: str) -> tuple[Budget, ...]:
     return tuple(Budget("cpu_us", 1.0, peer) for peer in peers)
 
+
+# How the titles of the matrix end.
+MATRIX = ("one request at a time", " 1 connection", " 64 connections", " 256 connections")
 
 ALL = no_worse_than("haproxy", "envoy", "nginx")
 UNHURRIED = (
