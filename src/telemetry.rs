@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use prometheus::process_collector::ProcessCollector;
 use prometheus::{IntGauge, Opts, Registry, TextEncoder};
 use tracing::{Level, Metadata, Subscriber};
-use tracing_subscriber::filter::{EnvFilter, FilterExt, filter_fn};
+use tracing_subscriber::filter::{EnvFilter, FilterExt, LevelFilter, filter_fn};
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::{Layer, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
@@ -104,7 +104,9 @@ where
         Format::Human => lines.with_ansi(ansi).boxed(),
         Format::Json => lines.json().flatten_event(true).boxed(),
     };
-    let filter = filter.and(filter_fn(harmless));
+    // Without a hint all levels count as wanted, and each of the libraries' many calls asks for itself.
+    let harmless = filter_fn(harmless).with_max_level_hint(LevelFilter::TRACE);
+    let filter = filter.and(harmless);
     tracing_subscriber::registry().with(lines.with_filter(filter))
 }
 
@@ -303,6 +305,13 @@ mod tests {
         }
         assert_eq!(told("info", Format::Human).lines().count(), 2);
         assert_eq!(told("error", Format::Human), "");
+    }
+
+    #[test]
+    fn what_is_not_wanted_costs_the_libraries_one_comparison() {
+        let filter = EnvFilter::builder().parse("info").unwrap();
+        let subscriber = subscriber(filter, Format::Human, false, Page::default);
+        assert_eq!(subscriber.max_level_hint(), Some(LevelFilter::INFO));
     }
 
     #[test]
