@@ -367,6 +367,8 @@ struct Open {
     idle: VecDeque<Idle>,
     /// The other side chose HTTP/1.1 last time, so opening needs no waiting for each other.
     prefers_http1: bool,
+    /// The generation at which all of `idle` were looked at last.
+    swept: u64,
     /// No connection is kept any more.
     retired: bool,
 }
@@ -671,7 +673,7 @@ impl<D: Dial> Pool<D> {
     /// A connection that is open already.
     pub fn kept(&self, wanted: Wanted) -> Option<Connection> {
         let (epoch, now) = (self.dial.epoch(), SystemTime::now());
-        let mut open = self.locked();
+        let open = &mut *self.locked();
         if wanted != Wanted::Http1 {
             // Dropping our handle lets the connection finish its streams and close.
             open.shared.retain(|shared| {
@@ -691,15 +693,26 @@ impl<D: Dial> Pool<D> {
             {
                 open.idle.pop_front();
             }
-            open.idle
-                .retain(|idle| idle.term.holds(epoch, now) && !idle.sender.is_closed());
-            let ready = open.idle.iter().rposition(|idle| idle.sender.is_ready())?;
-            let Idle { sender, term, .. } = open.idle.remove(ready)?;
-            return Some(Connection(Either::Own {
-                sender,
-                term,
-                fresh: false,
-            }));
+            // All are looked at only when what they were made with has changed: there may be many.
+            if open.swept != epoch {
+                open.swept = epoch;
+                open.idle.retain(|idle| idle.term.holds(epoch, now));
+            }
+            for last in (0..open.idle.len()).rev() {
+                let idle = &open.idle[last];
+                let lasts = idle.term.holds(epoch, now) && !idle.sender.is_closed();
+                if lasts && !idle.sender.is_ready() {
+                    continue;
+                }
+                let Idle { sender, term, .. } = open.idle.remove(last)?;
+                if lasts {
+                    return Some(Connection(Either::Own {
+                        sender,
+                        term,
+                        fresh: false,
+                    }));
+                }
+            }
         }
         None
     }
