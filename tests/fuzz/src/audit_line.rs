@@ -22,7 +22,7 @@ pub fn check(bytes: &[u8]) {
 }
 
 fn lines(bytes: &[u8]) {
-    let compressed = [&b"\x1f\x8b"[..], b"\x28\xb5\x2f\xfd", b"\xfd7zXZ\0"];
+    let compressed = [&b"\x1f\x8b"[..], b"\x28\xb5\x2f\xfd", b"\xfd7zXZ"];
     if compressed.iter().any(|magic| bytes.starts_with(magic)) {
         return;
     }
