@@ -275,7 +275,8 @@ pub fn shown(text: &str) -> Cow<'_, str> {
 }
 
 /// The same JSON with everything escaped that a terminal would obey or that hides what stands there. Only
-/// texts have such characters, and there they may be written so.
+/// texts have such characters, and there they may be written so; but a carriage return, which is white space
+/// between them, becomes a space.
 #[must_use]
 pub fn harmless(json: &str) -> String {
     let mut out = String::with_capacity(json.len());
@@ -283,6 +284,10 @@ pub fn harmless(json: &str) -> String {
     for c in json.chars() {
         if matches!(c, '\t' | '\n' | ' '..='~') || c.escape_debug().len() == 1 {
             out.push(c);
+            continue;
+        }
+        if c == '\r' {
+            out.push(' ');
             continue;
         }
         for unit in c.encode_utf16(&mut units) {
@@ -589,9 +594,9 @@ mod tests {
 
     #[test]
     fn on_a_terminal_the_same_json_is_written_without_what_it_would_obey() {
-        let odd = "{\"a\":\n\"\u{9b}31m \u{202e}é\u{7f}\u{e0001}\\n\"}";
+        let odd = "{\"a\":\r\n\"\u{9b}31m \u{202e}é\u{7f}\u{e0001}\\n\"}";
         let told = harmless(odd);
-        assert!(!told.contains(['\u{9b}', '\u{202e}', '\u{7f}', '\u{e0001}']));
+        assert!(!told.contains(['\r', '\u{9b}', '\u{202e}', '\u{7f}', '\u{e0001}']));
         let value = |text| serde_json::from_str::<Value>(text).unwrap();
         assert_eq!(value(&told), value(odd));
         assert!(told.contains('é'));
