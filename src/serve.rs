@@ -1,12 +1,14 @@
 //! How is one HTTP connection served, from its first request to its goodbye?
 
+mod kept;
 mod streams;
 pub(crate) mod watched;
 
 use std::convert::Infallible;
 use std::error::Error as _;
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::pin::Pin;
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
@@ -16,11 +18,12 @@ use http::header::{CONNECTION, HeaderValue};
 use http::{Request, Response, Version};
 use http_body::Body;
 use hyper::body::{Bytes, Incoming};
-use hyper::server::conn::{http1, http2};
+use hyper::server::conn::http2;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 
+use self::kept::Kept;
 use self::streams::Streams;
 pub(crate) use self::watched::Watched;
 use crate::exchange::BrokenOff;
@@ -88,7 +91,7 @@ pub async fn http<IO, S, F, B>(
     http2: bool,
     bounds: Bounds<'_>,
     lifecycle: &Lifecycle,
-    lost: impl Future<Output = Outcome> + Send,
+    lost: BoxFuture<'_, Outcome>,
     running: &Running,
     service: S,
 ) -> Outcome
@@ -99,8 +102,7 @@ where
     B: Body<Data = Bytes, Error = BrokenOff> + Unpin + Send + 'static,
 {
     let limits = bounds.limits;
-    let (io, reached) = Watched::new(io, http2, limits);
-    let io = TokioIo::new(io);
+    let (io, sight) = Watched::new(io, http2, limits);
     let ended = if http2 {
         let streams = Streams::new(limits.stall_timeout, bounds.tally);
         let service = service_fn(|request| {
@@ -122,11 +124,11 @@ where
             .max_header_list_size(limits.header_bytes)
             .max_send_buf_size(MAX_FRAME as usize * 4)
             .auto_date_header(false)
-            .serve_connection(io, service);
-        let connection = std::pin::pin!(connection);
+            .serve_connection(TokioIo::new(io), service);
+        let mut connection = Box::pin(connection);
         let unused = streams.unused(limits.idle_timeout).boxed();
         drive(
-            connection,
+            connection.as_mut(),
             Duration::ZERO,
             lifecycle,
             lost,
@@ -148,17 +150,11 @@ where
                 Ok::<_, Infallible>(response)
             })
         });
-        let connection = http1::Builder::new()
-            .timer(TokioTimer::new())
-            .header_read_timeout(limits.header_timeout)
-            .max_header_size(limits.header_bytes as usize)
-            .auto_date_header(false)
-            .serve_connection(io, service)
-            .with_upgrades();
+        let connection = Kept::new(io, sight.clone(), limits, service);
         let connection = std::pin::pin!(connection);
         drive(connection, LINGER, lifecycle, lost, running, None).await
     };
-    let ended = reached.get().map_or(ended, |limit| Ended::at(*limit));
+    let ended = sight.reached().map_or(ended, Ended::at);
     if let Some(limit) = ended.limit {
         bounds.tally.hit(limit);
     }
@@ -202,22 +198,22 @@ impl From<Outcome> for Ended {
     }
 }
 
-/// A connection that can be asked to end once its requests have.
-trait Goodbye: Future<Output = hyper::Result<()>> {
-    fn goodbye(self: Pin<&mut Self>);
+impl From<hyper::Result<()>> for Ended {
+    fn from(ended: hyper::Result<()>) -> Self {
+        match ended {
+            Ok(()) => Outcome::Completed.into(),
+            Err(error) => {
+                tracing::debug!(%error, "HTTP connection ended");
+                how(&error)
+            }
+        }
+    }
 }
 
-impl<IO, S, B> Goodbye for http1::UpgradeableConnection<IO, S>
-where
-    S: hyper::service::HttpService<Incoming, ResBody = B>,
-    S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
-    IO: hyper::rt::Read + hyper::rt::Write + Unpin + Send + 'static,
-    B: Body + 'static,
-    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
-{
-    fn goodbye(self: Pin<&mut Self>) {
-        self.graceful_shutdown();
-    }
+/// A connection that can be asked to end once its requests have.
+trait Goodbye {
+    fn poll_end(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Ended>;
+    fn goodbye(self: Pin<&mut Self>);
 }
 
 impl<IO, S, B> Goodbye for http2::Connection<IO, S, Streams>
@@ -230,6 +226,10 @@ where
     B::Data: Send,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
+    fn poll_end(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Ended> {
+        Poll::Ready(ready!(self.poll(cx)).into())
+    }
+
     fn goodbye(self: Pin<&mut Self>) {
         self.graceful_shutdown();
     }
@@ -257,7 +257,7 @@ async fn drive<'a>(
     mut connection: Pin<&mut impl Goodbye>,
     linger: Duration,
     lifecycle: &Lifecycle,
-    lost: impl Future<Output = Outcome> + Send + 'a,
+    lost: BoxFuture<'a, Outcome>,
     running: &Running,
     unused: Option<BoxFuture<'a, ()>>,
 ) -> Ended {
@@ -270,21 +270,13 @@ async fn drive<'a>(
             .map(|()| Event::Draining)
             .boxed(),
     );
-    events.push(lifecycle.reached(Phase::Cut).map(|()| Event::Cut).boxed());
     events.extend(unused.map(|unused| unused.map(|()| Event::Unused).boxed()));
     let mut outcome = None;
     loop {
         tokio::select! {
             biased;
-            ended = connection.as_mut() => {
-                if let Err(error) = &ended {
-                    tracing::debug!(%error, "HTTP connection ended");
-                }
-                return match (outcome, ended) {
-                    (Some(why), _) => Ended::from(why),
-                    (None, Ok(())) => Outcome::Completed.into(),
-                    (None, Err(error)) => how(&error),
-                };
+            ended = poll_fn(|cx| connection.as_mut().poll_end(cx)) => {
+                return outcome.map_or(ended, Ended::from);
             }
             Some(event) = events.next() => match event {
                 Event::Lost(why) => {
@@ -301,6 +293,7 @@ async fn drive<'a>(
                     events.push(tokio::time::sleep(LAST_WORDS).map(move |()| Event::Over(why)).boxed());
                 }
                 Event::Draining => {
+                    events.push(lifecycle.reached(Phase::Cut).map(|()| Event::Cut).boxed());
                     events.push(tokio::time::sleep(linger).map(|()| Event::Leave).boxed());
                 }
                 Event::Leave => connection.as_mut().goodbye(),

@@ -746,7 +746,7 @@ impl<D: Dial> Pool<D> {
                 self.settings.tally.hit(Limit::Credit);
             }
             let asked = Asked::default();
-            let (io, reached) = Watched::opened(dialed.io, self.settings.http, asked.clone());
+            let (io, sight) = Watched::opened(dialed.io, self.settings.http, asked.clone());
             let http2::Begun {
                 sender,
                 driving,
@@ -754,7 +754,7 @@ impl<D: Dial> Pool<D> {
             } = http2::begin(io, self.settings.streams, lent.bytes()).await?;
             let tally = self.settings.tally.clone();
             let driven = driving.run().inspect_err(move |broken| {
-                if let Some(limit) = reached.get().copied().or(broken.limit()) {
+                if let Some(limit) = sight.reached().or(broken.limit()) {
                     tally.hit(limit);
                 }
             });

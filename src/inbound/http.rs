@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use futures_util::FutureExt;
 use http::{HeaderValue, Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -48,7 +49,11 @@ where
         gate: &caller.connection.gate,
         running: &caller.running,
     };
-    let lost = caller.connection.standing.lost(Own::InForce, granted);
+    let lost = caller
+        .connection
+        .standing
+        .lost(Own::InForce, granted)
+        .boxed();
     let service = |request| caller.clone().answer(request);
     let outcome = serve::http(
         stream,

@@ -54,11 +54,11 @@ where
         let session = serve_one(connection.clone(), asked);
         inbound.worker.tasks.spawn(session);
     };
-    let (stream, reached) = Watched::new(stream, true, inbound.settings.http);
+    let (stream, sight) = Watched::new(stream, true, inbound.settings.http);
     let lifecycle = &inbound.worker.lifecycle;
     let outcome = tunnel::serve(stream, limits, lifecycle, lost, take).await;
-    match (reached.get(), outcome) {
-        (Some(limit), _) => inbound.tally.hit(*limit),
+    match (sight.reached(), outcome) {
+        (Some(limit), _) => inbound.tally.hit(limit),
         // What HTTP/2 itself would not let pass.
         (None, Outcome::Overloaded) => inbound.tally.hit(Limit::Frames),
         (None, _) => {}

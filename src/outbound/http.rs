@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use futures_util::FutureExt;
 use http::{HeaderValue, Request, Response, StatusCode};
 use hyper::body::Incoming;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -33,7 +34,7 @@ where
         outbound.tally.hit(Limit::Credit);
     }
     // Our own application needs no proof to be served.
-    let never = std::future::pending();
+    let never = std::future::pending().boxed();
     // What a request stands on is the connection to the peer, which sees to it.
     let nothing = Running::default();
     let service = |request| connection.clone().answer(request);

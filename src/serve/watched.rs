@@ -6,7 +6,7 @@
 
 use std::io;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 
@@ -16,8 +16,24 @@ use tokio::time::{Instant, Sleep, sleep};
 use super::Limits;
 use crate::limits::Limit;
 
-/// Which limit ended a connection, if one did.
-pub(crate) type Reached = Arc<OnceLock<Limit>>;
+/// What is seen of a stream by whoever gave it away.
+#[derive(Debug, Default)]
+pub(crate) struct Sight {
+    reached: OnceLock<Limit>,
+    stalls: AtomicBool,
+}
+
+impl Sight {
+    /// Which limit ended the stream, if one did.
+    pub(crate) fn reached(&self) -> Option<Limit> {
+        self.reached.get().copied()
+    }
+
+    /// Whether there is something to be written that the other side has not taken yet.
+    pub(super) fn stalls(&self) -> bool {
+        self.stalls.load(Ordering::Relaxed)
+    }
+}
 
 /// Requests that were sent on a connection that we opened, and not looked at yet. Clones count together.
 #[derive(Clone, Debug, Default)]
@@ -40,7 +56,7 @@ pub(crate) struct Watched<IO> {
     silence: Option<Silence>,
     /// Runs while the other side takes nothing of what is to be written.
     stall: Option<Pin<Box<Sleep>>>,
-    reached: Reached,
+    sight: Arc<Sight>,
 }
 
 /// The wait for the preface, or for the rest of the head that was the so manieth.
@@ -48,21 +64,21 @@ struct Silence(u64, Pin<Box<Sleep>>);
 
 impl<IO> Watched<IO> {
     /// Watches whoever connected.
-    pub(crate) fn new(io: IO, http2: bool, limits: Limits) -> (Self, Reached) {
+    pub(crate) fn new(io: IO, http2: bool, limits: Limits) -> (Self, Arc<Sight>) {
         let now = Instant::now();
         let mut watched = Self::with(io, limits, http2.then(|| Frames::new(now)));
         if http2 {
             watched.silence = Some(Silence(0, Box::pin(sleep(limits.header_timeout))));
         }
-        let reached = watched.reached.clone();
-        (watched, reached)
+        let sight = watched.sight.clone();
+        (watched, sight)
     }
 
     /// Watches whoever answers on an HTTP/2 connection of ours.
-    pub(crate) fn opened(io: IO, limits: Limits, asked: Asked) -> (Self, Reached) {
+    pub(crate) fn opened(io: IO, limits: Limits, asked: Asked) -> (Self, Arc<Sight>) {
         let watched = Self::with(io, limits, Some(Frames::answering(Instant::now(), asked)));
-        let reached = watched.reached.clone();
-        (watched, reached)
+        let sight = watched.sight.clone();
+        (watched, sight)
     }
 
     fn with(io: IO, limits: Limits, frames: Option<Frames>) -> Self {
@@ -72,13 +88,13 @@ impl<IO> Watched<IO> {
             frames,
             silence: None,
             stall: None,
-            reached: Reached::default(),
+            sight: Arc::default(),
         }
     }
 
     fn end(&self, limit: Limit) -> io::Error {
         // The first one is what ended it.
-        let _ = self.reached.set(limit);
+        let _ = self.sight.reached.set(limit);
         io::ErrorKind::TimedOut.into()
     }
 
@@ -89,11 +105,16 @@ impl<IO> Watched<IO> {
         written: Poll<io::Result<T>>,
     ) -> Poll<io::Result<T>> {
         if written.is_ready() {
-            self.stall = None;
+            if self.stall.take().is_some() {
+                self.sight.stalls.store(false, Ordering::Relaxed);
+            }
             return written;
         }
         let timeout = self.limits.stall_timeout;
-        let stall = self.stall.get_or_insert_with(|| Box::pin(sleep(timeout)));
+        let stall = self.stall.get_or_insert_with(|| {
+            self.sight.stalls.store(true, Ordering::Relaxed);
+            Box::pin(sleep(timeout))
+        });
         match stall.as_mut().poll(cx) {
             Poll::Ready(()) => Poll::Ready(Err(self.end(Limit::Unread))),
             Poll::Pending => Poll::Pending,
@@ -479,7 +500,7 @@ mod tests {
             ("a frame is not whole", whole[..HEADER + 5].to_vec(), true),
         ] {
             let (mut client, server) = duplex(1024);
-            let (mut server, reached) = Watched::new(server, true, LIMITS);
+            let (mut server, sight) = Watched::new(server, true, LIMITS);
             client
                 .write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
                 .await
@@ -489,14 +510,14 @@ mod tests {
             let reading = async { while server.read(&mut buffer).await.is_ok() {} };
             let late = tokio::time::timeout(LIMITS.header_timeout * 2, reading).await;
             assert_eq!(late.is_ok(), ends, "{name}");
-            assert_eq!(reached.get().is_some(), ends, "{name}");
+            assert_eq!(sight.reached().is_some(), ends, "{name}");
         }
     }
 
     #[tokio::test(start_paused = true)]
     async fn heads_that_come_in_pieces_one_after_another_end_nothing() {
         let (mut client, server) = duplex(1024);
-        let (mut server, reached) = Watched::new(server, true, LIMITS);
+        let (mut server, sight) = Watched::new(server, true, LIMITS);
         client
             .write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
             .await
@@ -517,25 +538,25 @@ mod tests {
         let reading = async { while server.read(&mut buffer).await.is_ok() {} };
         tokio::select! {
             () = writing => {}
-            () = reading => panic!("{reached:?}"),
+            () = reading => panic!("{sight:?}"),
         }
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_preface_that_does_not_come_ends_the_connection() {
         let (mut client, server) = duplex(64);
-        let (mut server, reached) = Watched::new(server, true, LIMITS);
+        let (mut server, sight) = Watched::new(server, true, LIMITS);
         client.write_all(b"PRI * HT").await.unwrap();
         let mut buffer = [0; 64];
         assert_eq!(server.read(&mut buffer).await.unwrap(), 8);
         assert!(server.read(&mut buffer).await.is_err());
-        assert_eq!(reached.get(), Some(&Limit::HeaderTime));
+        assert_eq!(sight.reached(), Some(Limit::HeaderTime));
     }
 
     #[tokio::test(start_paused = true)]
     async fn only_bytes_that_nobody_takes_end_the_connection() {
         let (mut client, server) = duplex(4);
-        let (mut server, reached) = Watched::new(server, false, LIMITS);
+        let (mut server, sight) = Watched::new(server, false, LIMITS);
         let slow = async {
             let mut taken = [0; 4];
             for _ in 0..5 {
@@ -545,11 +566,11 @@ mod tests {
         };
         let (written, ()) = tokio::join!(server.write_all(&[0; 20]), slow);
         written.unwrap();
-        assert_eq!(reached.get(), None);
+        assert_eq!((sight.reached(), sight.stalls()), (None, false));
         // Nothing is to be written: silence is no stall.
         sleep(LIMITS.stall_timeout * 2).await;
         server.write_all(&[0; 4]).await.unwrap();
         assert!(server.write_all(&[0; 4]).await.is_err());
-        assert_eq!(reached.get(), Some(&Limit::Unread));
+        assert_eq!(sight.reached(), Some(Limit::Unread));
     }
 }
