@@ -11,6 +11,7 @@ use std::time::{Duration, SystemTime};
 use ::http::uri::Scheme;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::OwnedSemaphorePermit;
+use tokio_rustls::server::TlsStream;
 
 use crate::audit::{self, Direction, Kind, Verdict};
 use crate::document::Node;
@@ -202,6 +203,20 @@ impl Inbound {
         source: Source,
         slot: OwnedSemaphorePermit,
     ) {
+        // Large, and over long before the connection is: what serves must not have room for it.
+        let admitted = Box::pin(self.admit(stream, source, slot)).await;
+        if let Some((connection, stream, agreed)) = admitted {
+            connection.serve(stream, agreed).await;
+        }
+    }
+
+    /// Makes the handshake.
+    async fn admit(
+        self: Arc<Self>,
+        stream: Stream,
+        source: Source,
+        slot: OwnedSemaphorePermit,
+    ) -> Option<(Box<Connection>, Box<TlsStream<Stream>>, Agreed)> {
         let port = stream.local_port();
         let addresses = stream.addresses();
         let mut handshake = self.handshakes.begin();
@@ -214,7 +229,8 @@ impl Inbound {
             Ok(secured) => secured,
             Err(error) => {
                 tracing::debug!(%source, service = %self.settings.service, error = %chain(&error), "handshake failed");
-                return self.refused_handshake(&error, source);
+                self.refused_handshake(&error, source);
+                return None;
             }
         };
         let Secured {
@@ -243,15 +259,15 @@ impl Inbound {
             service: self.settings.service.clone(),
             source: source.address(),
         });
-        let connection = Connection {
+        let connection = Box::new(Connection {
             standing: self.worker.standing(peer, endpoint),
             gate,
             facts,
             addresses,
             inbound: self,
             _slot: slot,
-        };
-        connection.serve(stream, agreed).await;
+        });
+        Some((connection, Box::new(stream), agreed))
     }
 
     /// Nobody was authenticated: the record says from where, and why not.
@@ -286,17 +302,18 @@ struct Connection {
 }
 
 impl Connection {
-    async fn serve<IO>(self, stream: IO, agreed: Agreed)
+    /// Each way of serving has a place of its own: idle connections are many.
+    async fn serve<IO>(self: Box<Self>, stream: IO, agreed: Agreed)
     where
         IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         match (agreed, self.inbound.settings.listener.protocol) {
-            (Agreed::Http2, _) => http::serve(self, stream, true).await,
-            (Agreed::Http1, _) => http::serve(self, stream, false).await,
+            (Agreed::Http2, _) => Box::pin(http::serve(self, stream, true)).await,
+            (Agreed::Http1, _) => Box::pin(http::serve(self, stream, false)).await,
             (Agreed::Opaque, _) | (Agreed::Nothing, Protocol::Tcp) => {
-                tcp::serve(self, stream).await;
+                Box::pin(tcp::serve(self, stream)).await;
             }
-            (Agreed::Tunnel, _) => tcp::serve_many(self, stream).await,
+            (Agreed::Tunnel, _) => Box::pin(tcp::serve_many(self, stream)).await,
             (Agreed::Nothing, protocol) => {
                 let timeout = match protocol {
                     Protocol::Auto => self.inbound.settings.listener.detect_timeout,
@@ -307,11 +324,11 @@ impl Connection {
                     Err(error) => return tracing::debug!(%error, "peer went away before it spoke"),
                 };
                 match (detected, protocol) {
-                    (Detected::Http2Preface, _) => http::serve(self, stream, true).await,
-                    (Detected::Http1, _) => http::serve(self, stream, false).await,
-                    (_, Protocol::Auto) => tcp::serve(self, stream).await,
+                    (Detected::Http2Preface, _) => Box::pin(http::serve(self, stream, true)).await,
+                    (Detected::Http1, _) => Box::pin(http::serve(self, stream, false)).await,
+                    (_, Protocol::Auto) => Box::pin(tcp::serve(self, stream)).await,
                     // HTTP answers what is not HTTP.
-                    _ => http::serve(self, stream, false).await,
+                    _ => Box::pin(http::serve(self, stream, false)).await,
                 }
             }
         }
@@ -391,5 +408,32 @@ impl Connection {
             },
         };
         (answer, verdict)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    type Io = Box<TlsStream<Stream>>;
+
+    /// They are allocated for each open connection: whatever grows them costs every idle one.
+    #[test]
+    fn what_every_open_connection_keeps_stays_small() {
+        fn output<A, B, C, D, F>(_: impl Fn(A, B, C, D) -> F) -> usize {
+            size_of::<F>()
+        }
+        let any = |connection: Box<Connection>, io, agreed, ()| connection.serve::<Io>(io, agreed);
+        let http = |connection, io, http2, ()| http::serve::<Io>(connection, io, http2);
+        let tcp = |connection, io, (), ()| tcp::serve::<Io>(connection, io);
+        for (what, bytes, most) in [
+            ("the task", output(Inbound::serve), 512),
+            ("serving", output(any), 256),
+            ("HTTP", output(http), 1024),
+            ("TCP", output(tcp), 2048),
+            ("the connection", size_of::<Connection>(), 384),
+        ] {
+            assert!(bytes <= most, "{what} has {bytes} bytes");
+        }
     }
 }

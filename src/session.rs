@@ -115,7 +115,8 @@ impl Standing {
             if trusted != *bundles || root_end.is_some_and(|end| end <= now) {
                 trusted = bundles.clone();
                 root_end = self.root_end(&trusted, now);
-                match tls::still_holds(endpoint, self.peer.clone(), now).await {
+                // Rare: it has no place in the future of every session.
+                match Box::pin(tls::still_holds(endpoint, self.peer.clone(), now)).await {
                     Ok(()) => {}
                     Err(VerifyError::Expired) if !self.peer.valid_at(SystemTime::now()) => {
                         return Outcome::PeerExpired;

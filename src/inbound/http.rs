@@ -23,7 +23,7 @@ use crate::upgrade;
 use crate::upstream::{SendError, Wanted};
 
 /// Serves the requests of one connection.
-pub(super) async fn serve<IO>(connection: Connection, stream: IO, http2: bool)
+pub(super) async fn serve<IO>(connection: Box<Connection>, stream: IO, http2: bool)
 where
     IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -69,7 +69,7 @@ where
 
 /// Who calls on this connection.
 struct Caller {
-    connection: Connection,
+    connection: Box<Connection>,
     identity: Identity,
     /// Its requests under way.
     running: Arc<Running>,

@@ -21,7 +21,7 @@ use crate::tunnel::{self, Asked};
 use crate::upstream::DialError;
 
 /// Serves a session that has its connection to itself.
-pub(super) async fn serve<IO>(connection: Connection, mut stream: IO)
+pub(super) async fn serve<IO>(connection: Box<Connection>, mut stream: IO)
 where
     IO: AsyncRead + AsyncWrite + Unpin,
 {
@@ -29,7 +29,8 @@ where
         return;
     };
     let mut passed = Passed::default();
-    let outcome = match connection.open(&mut record).await {
+    // What only begins a session must not be part of what relays.
+    let outcome = match Box::pin(connection.open(&mut record)).await {
         Ok(mut app) => connection.relay(&mut stream, &mut app, &mut passed).await,
         Err(outcome) => outcome,
     };
@@ -38,12 +39,12 @@ where
 }
 
 /// Serves the sessions that share a connection.
-pub(super) async fn serve_many<IO>(connection: Connection, stream: IO)
+pub(super) async fn serve_many<IO>(connection: Box<Connection>, stream: IO)
 where
     IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let inbound = connection.inbound.clone();
-    let connection = Arc::new(connection);
+    let connection = Arc::new(*connection);
     let credit = inbound.worker.credit.lend();
     if credit.is_scarce() {
         inbound.tally.hit(Limit::Credit);
@@ -94,7 +95,7 @@ impl Connection {
 
     async fn answer(&self, asked: Asked, record: &mut Record, passed: &mut Passed) -> Outcome {
         let opened = match asked.is_sound() {
-            true => self.open(record).await,
+            true => Box::pin(self.open(record)).await,
             false => Err(Outcome::BadRequest),
         };
         // A session that shares its connection takes none of the listener's places for connections.
@@ -146,7 +147,7 @@ impl Connection {
                 .await
                 .outcome()
         };
-        let lost = self.standing.lost(Own::Shown, Granted::Whole(grant));
+        let lost = Box::pin(self.standing.lost(Own::Shown, Granted::Whole(grant)));
         let outcome = session::run(work, lost, &self.inbound.worker.lifecycle).await;
         // The peer is told by the reset of its stream, or by a TLS connection without `close_notify`.
         if outcome != Outcome::Completed {

@@ -85,6 +85,10 @@ impl Running {
             self.wanted.notify_one();
         }
         let exchange = Arc::downgrade(exchange);
+        if open.entries.capacity() == 0 {
+            // Otherwise it is for four, and many a connection never has more than one.
+            open.entries.reserve_exact(1);
+        }
         let key = open.entries.insert(Entry { exchange, asked });
         Ok(Place {
             running: self.clone(),
