@@ -9,6 +9,7 @@ use std::io;
 use std::thread::JoinHandle;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use tikv_jemalloc_ctl::{Access, AsName, background_thread};
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::mpsc;
 
@@ -36,13 +37,24 @@ pub fn raise_file_limit() {
     }
 }
 
-/// Lets the allocator have a thread of its own that gives memory back after connections close. It must not
+/// Lets the allocator give memory back soon after connections close, on a thread of its own. It must not
 /// begin by itself: it would run before [`crate::sandbox::enter`], and stay outside.
 pub fn give_memory_back() {
-    if let Err(error) = tikv_jemalloc_ctl::background_thread::write(true) {
+    let begin = || {
+        // Of this thread's arena, and of those that other threads will have.
+        for arena in ["arena.0.dirty_decay_ms\0", "arenas.dirty_decay_ms\0"] {
+            arena.name().write(KEEP_FREED_MS)?;
+        }
+        "max_background_threads\0".name().write(1_usize)?;
+        background_thread::write(true)
+    };
+    if let Err(error) = begin() {
         tracing::warn!(%error, "the allocator keeps the memory of connections for longer");
     }
 }
+
+/// How long freed memory is kept to be used again, in milliseconds. It goes little by little.
+const KEEP_FREED_MS: isize = 1000;
 
 /// Threads that work.
 #[derive(Debug)]

@@ -290,6 +290,61 @@ async fn as_many_descriptors_are_taken_as_the_hard_limit_allows() {
     assert!(most > 64.0, "{most}");
 }
 
+#[tokio::test]
+async fn an_idle_connection_holds_little_and_one_that_is_closed_nothing() {
+    let mesh = Mesh::with(Options {
+        b: vec!["workers: 1".into()],
+        ..Options::default()
+    })
+    .await;
+    let svid = mesh.issuer.ca().svid("a");
+    let tls = Tls::new(Some(&svid), &["http/1.1"]);
+    let open = async |connections: usize| {
+        let mut held = Vec::with_capacity(connections);
+        for _ in 0..connections {
+            let mut client = tls.client(mesh.gate()).await;
+            assert_eq!(client.get("/").await.unwrap().status, 200);
+            held.push(client);
+        }
+        held
+    };
+    drop(open(20).await);
+    let before = private_bytes(&mesh.b);
+    let mut held = open(IDLE_CONNECTIONS).await;
+    let holds = || private_bytes(&mesh.b).saturating_sub(before) / IDLE_CONNECTIONS;
+    eventually("what is idle holds little", async || {
+        (holds() <= IDLE_BYTES).then_some(())
+    })
+    .await;
+    for client in &mut held {
+        assert_eq!(client.get("/again").await.unwrap().status, 200);
+    }
+    drop(held);
+    eventually("memory is given back", async || {
+        (holds() <= IDLE_BYTES / 4).then_some(())
+    })
+    .await;
+}
+
+const IDLE_CONNECTIONS: usize = 400;
+
+/// A third of what it is while requests are served. Most of it is what TLS needs.
+const IDLE_BYTES: usize = 20 << 10;
+
+/// The memory of `sidecar` in RAM that is no copy of a file, in bytes.
+fn private_bytes(sidecar: &Sidecar) -> usize {
+    let path = format!("/proc/{}/status", sidecar.process.pid());
+    let status = std::fs::read_to_string(path).unwrap();
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("RssAnon:"));
+    let kib: usize = line
+        .and_then(|rest| rest.split_whitespace().next())
+        .map(|number| number.parse().unwrap())
+        .unwrap();
+    kib * 1024
+}
+
 /// Waits until `limit` was reached exactly `times` times.
 async fn hits(sidecar: &Sidecar, limit: &str, times: u32) {
     let limit = [("limit", limit)];
