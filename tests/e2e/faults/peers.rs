@@ -144,9 +144,17 @@ async fn a_peer_that_is_stopped_is_given_up_within_the_deadlines_and_used_again_
         assert_eq!(seen, Sees::problem(504, "upstream_timeout"));
     }
     // A TCP session has no other limit than that of its idling.
-    let ended = tokio::time::timeout(BOUND, session.read(&mut [0; 4096])).await;
-    let ended = ended.unwrap().map_err(|error| error.kind());
-    assert_eq!(ended, Err(ErrorKind::ConnectionReset));
+    let ending = async {
+        loop {
+            // What is left of the first answer comes before it.
+            match session.read(&mut [0; 4096]).await {
+                Ok(1..) => {}
+                end => return end,
+            }
+        }
+    };
+    let ended = tokio::time::timeout(BOUND, ending).await.unwrap();
+    assert_eq!(ended.unwrap_err().kind(), ErrorKind::ConnectionReset);
     // A request without a deadline ends when the connection's PING is not answered: 15 s and 15 s.
     let pings = Duration::from_secs(30) + BOUND;
     let status = tokio::time::timeout(pings, without_deadline).await;
