@@ -356,16 +356,15 @@ async fn sessions_wait_for_a_connection_where_no_more_may_be_open() {
     let several = Several::single(free_port(), addresses(&HERE[..1]), keys).await;
     let entrance = several.a.outbound[0];
     let session = async |path: &str| {
-        let mut stream = TcpStream::connect(entrance).await.unwrap();
+        let mut stream = TcpStream::connect(entrance).await?;
         let head = format!("GET {path} HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n");
-        // Who is refused may be so before it has spoken.
-        let _ = stream.write_all(head.as_bytes()).await;
-        stream
+        stream.write_all(head.as_bytes()).await?;
+        std::io::Result::Ok(stream)
     };
     let ended = [("kind", "tcp"), ("outcome", "overloaded")];
     let open = [("kind", "tcp")];
 
-    let first = session("/stream?n=100000&ms=10").await;
+    let first = session("/stream?n=100000&ms=10").await.unwrap();
     several
         .a
         .counts("doorward_upstream_connections", &[], 1.0)
@@ -374,12 +373,14 @@ async fn sessions_wait_for_a_connection_where_no_more_may_be_open() {
         (several.seen() == [1]).then_some(())
     })
     .await;
-    let mut second = session("/").await;
+    let mut second = session("/").await.unwrap();
     several.a.counts("doorward_open_sessions", &open, 2.0).await;
     // One more than may wait.
-    let mut third = session("/").await;
     let mut nothing = Vec::new();
-    let _ = third.read_to_end(&mut nothing).await;
+    // It may be reset before it has spoken.
+    if let Ok(mut third) = session("/").await {
+        let _ = third.read_to_end(&mut nothing).await;
+    }
     assert!(nothing.is_empty());
     several
         .a
