@@ -37,8 +37,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
 
 use crate::e2e::mesh::{
-    App, Client, Dirs, Held, Http, Issuer, Mesh, Options, Plan, PolicyDir, Sidecar, get, grant, id,
-    nothing_is_left, request, within,
+    App, Client, Dirs, Held, Http, Issuer, Mesh, Options, Plan, PolicyDir, Sidecar, eventually,
+    get, grant, id, nothing_is_left, request, within,
 };
 
 type Test = fn() -> Pin<Box<dyn Future<Output = Verdict>>>;
@@ -284,7 +284,7 @@ impl Apart {
             .await;
         a.ready().await;
         b.ready().await;
-        Self {
+        let apart = Self {
             a,
             b,
             switch,
@@ -293,7 +293,13 @@ impl Apart {
             _app: app,
             _issuer: issuer,
             _dirs: dirs,
-        }
+        };
+        // A port of a switch that is up may not pass anything yet.
+        eventually("the switch passes frames", async || {
+            (apart.ask().await.0 == 200).then_some(())
+        })
+        .await;
+        apart
     }
 
     /// A TCP session through both, on which a byte has come back.
