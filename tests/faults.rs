@@ -203,6 +203,12 @@ const TCP: usize = 1;
 
 impl Apart {
     async fn new() -> Self {
+        // The kernel takes a network down in its own time, and its links go with it.
+        eventually("the links of the test before have gone", async || {
+            let gone = |link| run(&format!("ip link show {link}")).is_err();
+            (gone("data0") && gone("mgmt0")).then_some(())
+        })
+        .await;
         let (switch, there) = (Network::new(), Network::new());
         for (here, port, network, address, mac) in [
             ("data0", "port0", None, OURS, OURS_MAC),
