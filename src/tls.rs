@@ -6,7 +6,7 @@
 //!
 //! Both rustls configurations are made once from one [`Material`] (an [`Endpoint`]); a rotation is in
 //! force on the next handshake and touches no stream that is open. What a chain was found to be is
-//! remembered with it ([`proven`]), so the signatures under a chain are checked once, not each time.
+//! remembered with it (`tls/proven.rs`), so the signatures under a chain are checked once, not each time.
 
 pub mod detect;
 mod proven;
