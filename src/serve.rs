@@ -15,7 +15,7 @@ use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt, StreamExt};
 use http::header::{CONNECTION, HeaderValue};
-use http::{Request, Response, Version};
+use http::{Request, Response, StatusCode, Version};
 use http_body::Body;
 use hyper::body::{Bytes, Incoming};
 use hyper::server::conn::http2;
@@ -138,12 +138,11 @@ where
         .await
     } else {
         let service = service_fn(|request: Request<Incoming>| {
-            let version = request.version();
+            let (version, sight) = (request.version(), &sight);
             service(request).map(move |mut response| {
-                if version != Version::HTTP_2
-                    && lifecycle.phase() >= Phase::Draining
-                    && response.status() != http::StatusCode::SWITCHING_PROTOCOLS
-                {
+                if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+                    sight.upgrade();
+                } else if version != Version::HTTP_2 && lifecycle.phase() >= Phase::Draining {
                     let close = HeaderValue::from_static("close");
                     response.headers_mut().insert(CONNECTION, close);
                 }

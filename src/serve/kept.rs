@@ -168,7 +168,8 @@ where
                         this.stage = Stage::Closed;
                         return Poll::Ready(ended.into());
                     }
-                    let Some(since) = *this.head.locked() else {
+                    let head = *this.head.locked();
+                    let Some(since) = head.filter(|_| !this.sight.parts()) else {
                         return Poll::Pending;
                     };
                     let now = ready!(this.poll_alarm(cx, this.next_look(since)));

@@ -5,10 +5,12 @@
 //! nobody takes. Whoever answers us on a connection that we opened is held to the same as who connects.
 
 use std::io;
+use std::mem::MaybeUninit;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep, sleep};
@@ -21,12 +23,24 @@ use crate::limits::Limit;
 pub(crate) struct Sight {
     reached: OnceLock<Limit>,
     stalls: AtomicBool,
+    upgraded: AtomicBool,
+    parts: AtomicBool,
 }
 
 impl Sight {
     /// Which limit ended the stream, if one did.
     pub(crate) fn reached(&self) -> Option<Limit> {
         self.reached.get().copied()
+    }
+
+    /// Whether our last word has been said, and the other side is heard out.
+    pub(super) fn parts(&self) -> bool {
+        self.parts.load(Ordering::Relaxed)
+    }
+
+    /// From now on another protocol is spoken, in which each side ends for itself.
+    pub(super) fn upgrade(&self) {
+        self.upgraded.store(true, Ordering::Relaxed);
     }
 
     /// Whether there is something to be written that the other side has not taken yet.
@@ -56,6 +70,10 @@ pub(crate) struct Watched<IO> {
     silence: Option<Silence>,
     /// Runs while the other side takes nothing of what is to be written.
     stall: Option<Pin<Box<Sleep>>>,
+    /// Whether whoever is at the other side connected to us.
+    accepted: bool,
+    /// Runs from our last word to the other side's.
+    parting: Option<Pin<Box<Sleep>>>,
     sight: Arc<Sight>,
 }
 
@@ -67,6 +85,7 @@ impl<IO> Watched<IO> {
     pub(crate) fn new(io: IO, http2: bool, limits: Limits) -> (Self, Arc<Sight>) {
         let now = Instant::now();
         let mut watched = Self::with(io, limits, http2.then(|| Frames::new(now)));
+        watched.accepted = true;
         if http2 {
             watched.silence = Some(Silence(0, Box::pin(sleep(limits.header_timeout))));
         }
@@ -88,6 +107,8 @@ impl<IO> Watched<IO> {
             frames,
             silence: None,
             stall: None,
+            accepted: false,
+            parting: None,
             sight: Arc::default(),
         }
     }
@@ -162,7 +183,7 @@ impl<IO: AsyncRead + Unpin> AsyncRead for Watched<IO> {
     }
 }
 
-impl<IO: AsyncWrite + Unpin> AsyncWrite for Watched<IO> {
+impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Watched<IO> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -192,9 +213,34 @@ impl<IO: AsyncWrite + Unpin> AsyncWrite for Watched<IO> {
         self.wrote(cx, flushed)
     }
 
+    /// Says that nothing more comes, and throws away what the other side still has to say, for [`PARTING`]:
+    /// the kernel answers bytes that nobody reads with a reset, which takes our last words from whoever has
+    /// not read them yet (RFC 9112 §9.6).
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let closed = Pin::new(&mut self.io).poll_shutdown(cx);
-        self.wrote(cx, closed)
+        let this = &mut *self;
+        if this.parting.is_none() {
+            let closed = Pin::new(&mut this.io).poll_shutdown(cx);
+            ready!(this.wrote(cx, closed))?;
+            if !this.accepted || this.sight.upgraded.load(Ordering::Relaxed) {
+                return Poll::Ready(Ok(()));
+            }
+        }
+        let parting = this.parting.get_or_insert_with(|| {
+            this.sight.parts.store(true, Ordering::Relaxed);
+            Box::pin(sleep(PARTING))
+        });
+        if parting.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Ok(()));
+        }
+        loop {
+            let mut scratch = [MaybeUninit::<u8>::uninit(); SCRATCH];
+            let mut thrown_away = ReadBuf::uninit(&mut scratch);
+            match ready!(Pin::new(&mut this.io).poll_read(cx, &mut thrown_away)) {
+                Ok(()) if !thrown_away.filled().is_empty() => {}
+                // It has gone, in whatever way.
+                Ok(()) | Err(_) => return Poll::Ready(Ok(())),
+            }
+        }
     }
 }
 
@@ -356,6 +402,11 @@ fn take(bytes: &mut &[u8], left: &mut usize) {
     *left -= skipped;
 }
 
+/// How long whoever connected to us is heard out after our last word.
+const PARTING: Duration = Duration::from_millis(500);
+/// Room for what is thrown away. It is not initialised, so its size costs nothing.
+const SCRATCH: usize = 8192;
+
 /// The length of the client's preface, `PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n`.
 const PREFACE: usize = 24;
 /// The length of a frame's header.
@@ -380,8 +431,6 @@ const EACH_MILLISECOND: i64 = 2;
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
 
     use super::*;
@@ -393,6 +442,47 @@ mod tests {
         streams: 100,
         idle_timeout: Duration::from_secs(3600),
     };
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_connected_may_go_on_for_a_moment_after_our_last_word() {
+        for (name, http2, upgraded, heard_out) in [
+            ("HTTP/1.1", false, false, true),
+            ("HTTP/2", true, false, true),
+            ("another protocol", false, true, false),
+        ] {
+            let (mut client, server) = duplex(64);
+            let (mut server, sight) = Watched::new(server, http2, LIMITS);
+            if upgraded {
+                sight.upgrade();
+            }
+            let begun = Instant::now();
+            let late = async {
+                client.write_all(&[0; 1000]).await.unwrap();
+                sleep(PARTING / 2).await;
+                client.write_all(&[0; 1000]).await.unwrap();
+                drop(client);
+            };
+            if heard_out {
+                let (closed, ()) = tokio::join!(server.shutdown(), late);
+                closed.unwrap();
+                assert_eq!(begun.elapsed(), PARTING / 2, "{name}");
+            } else {
+                server.shutdown().await.unwrap();
+                let mut whole = Vec::new();
+                let (read, ()) = tokio::join!(server.read_to_end(&mut whole), late);
+                assert_eq!(read.unwrap(), 2000, "{name}");
+            }
+        }
+        // Nobody is waited for without end.
+        let (_client, server) = duplex(64);
+        let begun = Instant::now();
+        Watched::new(server, true, LIMITS)
+            .0
+            .shutdown()
+            .await
+            .unwrap();
+        assert_eq!(begun.elapsed(), PARTING);
+    }
 
     fn frame(kind: u8, flags: u8, length: u8) -> Vec<u8> {
         let mut frame = vec![0, 0, length, kind, flags, 0, 0, 0, 1];
