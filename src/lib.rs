@@ -11,7 +11,7 @@
 //! | 5 composition | [`cli`], [`config`], [`app`], [`runtime`], [`admin`], [`suggest`] |
 //! | 4 data path | [`inbound`], [`outbound`], which never import each other |
 //! | 3 what both share | [`descriptors`], [`listen`], [`worker`], [`serve`], [`session`], [`exchange`], [`upstream`], [`tunnel`], [`upgrade`], [`relay`], [`headers`], [`target`] |
-//! | 2 capabilities | [`tls`], [`discovery`], [`federation`], [`policy`], [`secrets`], [`audit`], [`issuer`], [`sandbox`], [`web`], [`report`] |
+//! | 2 capabilities | [`tls`], [`discovery`], [`federation`], [`policy`], [`secrets`], [`audit`], [`issuer`], [`intercept`], [`sandbox`], [`web`], [`report`] |
 //! | 1 vocabulary | [`identity`], [`live`], [`outcome`], [`limits`], [`lifecycle`], [`telemetry`], [`document`], [`watch`] |
 //!
 //! # In which order to read
@@ -122,6 +122,7 @@ pub mod fuzzing;
 pub mod headers;
 pub mod identity;
 pub mod inbound;
+pub mod intercept;
 pub mod issuer;
 pub mod lifecycle;
 pub mod limits;
