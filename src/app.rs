@@ -29,7 +29,7 @@ use crate::identity::shown::Shown;
 use crate::inbound::{self, Inbound};
 use crate::lifecycle::{CUT_TAKES_AT_MOST, Lifecycle, Phase, Tasks};
 use crate::limits::Credit;
-use crate::listen::{self, Bound, Listener};
+use crate::listen::{self, Address, Bound, Entrance, Listener};
 use crate::live::{self, Change, Kept, Live, Source};
 use crate::outbound::{self, Outbound};
 use crate::policy::{self, Policy};
@@ -194,13 +194,39 @@ struct Sockets {
 enum Settings {
     Inbound(inbound::Settings),
     Outbound(outbound::Settings),
+    /// Whatever the packet filter leads here.
+    Intercepted(Intercepted),
+}
+
+/// The entries behind one port that connections are led to.
+#[derive(Clone)]
+enum Intercepted {
+    Inbound(Vec<inbound::Settings>),
+    Outbound(Vec<outbound::Settings>),
 }
 
 impl Settings {
-    fn listener(&self) -> &listen::Settings {
+    /// For how long an accepted connection may give no sign of life.
+    fn silence(&self) -> Duration {
+        let longest = match self {
+            Self::Inbound(settings) => return settings.listener.silence(),
+            Self::Outbound(settings) => return settings.listener.silence(),
+            Self::Intercepted(Intercepted::Inbound(entries)) => {
+                entries.iter().map(|entry| entry.listener.silence()).max()
+            }
+            Self::Intercepted(Intercepted::Outbound(entries)) => {
+                entries.iter().map(|entry| entry.listener.silence()).max()
+            }
+        };
+        longest.unwrap_or(listen::MINUTE)
+    }
+
+    /// How many connections may be open. Intercepted ones count where they are served.
+    fn max_connections(&self) -> usize {
         match self {
-            Self::Inbound(settings) => &settings.listener,
-            Self::Outbound(settings) => &settings.listener,
+            Self::Inbound(settings) => settings.listener.max_connections,
+            Self::Outbound(settings) => settings.listener.max_connections,
+            Self::Intercepted(_) => 1,
         }
     }
 }
@@ -209,14 +235,49 @@ impl Sockets {
     fn bind(config: &Config) -> anyhow::Result<Self> {
         let workers = config.workers.unwrap_or_else(runtime::default_workers);
         let mut data: Vec<Vec<_>> = std::iter::repeat_with(Vec::new).take(workers).collect();
-        let inbound = config.inbound.iter().cloned().map(Settings::Inbound);
-        let outbound = config.outbound.iter().cloned().map(Settings::Outbound);
-        for settings in inbound.chain(outbound) {
-            let address = &settings.listener().listen;
-            let bound = listen::bind(address, workers)
-                .with_context(|| format!("cannot listen on {address}"))?;
+        let mut serve = |settings: Settings, bound: Vec<Bound>| {
             for (worker, bound) in data.iter_mut().zip(bound) {
                 worker.push((settings.clone(), bound));
+            }
+        };
+        let listen = |address: &Address| {
+            listen::bind(address, workers).with_context(|| format!("cannot listen on {address}"))
+        };
+        let (mut inbound, mut outbound) = (Vec::new(), Vec::new());
+        for settings in &config.inbound {
+            match &settings.entrance {
+                Entrance::Listen(address) => {
+                    let bound = listen(address)?;
+                    serve(Settings::Inbound(settings.clone()), bound);
+                }
+                Entrance::Intercept(_) => inbound.push(settings.clone()),
+            }
+        }
+        for settings in &config.outbound {
+            match &settings.entrance {
+                Entrance::Listen(address) => {
+                    let bound = listen(address)?;
+                    serve(Settings::Outbound(settings.clone()), bound);
+                }
+                Entrance::Intercept(_) => outbound.push(settings.clone()),
+            }
+        }
+        let intercept = config.intercept.as_ref();
+        let ports = [
+            (
+                intercept.and_then(|settings| Some(settings.inbound.as_ref()?.port)),
+                Intercepted::Inbound(inbound),
+            ),
+            (
+                intercept.and_then(|settings| Some(settings.outbound.as_ref()?.port)),
+                Intercepted::Outbound(outbound),
+            ),
+        ];
+        for (port, entries) in ports {
+            if let Some(port) = port {
+                let bound = listen::bind_everywhere(port, workers)
+                    .with_context(|| format!("cannot listen on port {port}"))?;
+                serve(Settings::Intercepted(entries), bound);
             }
         }
         let admin = config.admin.map(|admin| admin.listen);
@@ -248,6 +309,8 @@ impl Settings {
         match self {
             Self::Inbound(settings) => format!("inbound for {}", settings.service),
             Self::Outbound(settings) => format!("outbound to {}", settings.to),
+            Self::Intercepted(Intercepted::Inbound(_)) => "intercepted inbound".into(),
+            Self::Intercepted(Intercepted::Outbound(_)) => "intercepted outbound".into(),
         }
     }
 }
@@ -471,12 +534,12 @@ impl Share {
         let mut close: Vec<Box<dyn Fn()>> = Vec::new();
         for (settings, bound) in bound {
             let address = bound.address().clone();
-            let silence = settings.listener().silence();
+            let silence = settings.silence();
             let listener = match Listener::new(bound, silence) {
                 Ok(listener) => listener,
                 Err(error) => return self.give_up(&format!("cannot listen on {address}"), &error),
             };
-            let limit = Arc::new(Semaphore::new(settings.listener().max_connections));
+            let limit = Arc::new(Semaphore::new(settings.max_connections()));
             let stop = self.lifecycle.reached(Phase::Draining);
             match (settings, &self.policy) {
                 (Settings::Inbound(settings), Some(policy)) => {
@@ -486,12 +549,12 @@ impl Share {
                     let spawner = tasks.clone();
                     tasks.spawn(
                         listener.serve(limit, tally, stop, move |stream, source, slot| {
-                            spawner.spawn(inbound.clone().serve(stream, source, slot));
+                            spawner.spawn(inbound.clone().serve(stream, source, None, slot));
                         }),
                     );
                 }
                 // `Config` has seen to it that whoever lets peers in has a policy.
-                (Settings::Inbound(_), None) => {}
+                (Settings::Inbound(_) | Settings::Intercepted(Intercepted::Inbound(_)), None) => {}
                 (Settings::Outbound(settings), _) => {
                     let outbound = Outbound::new(settings, worker.clone());
                     let (pool, tally) = (outbound.clone(), outbound.tally());
@@ -499,7 +562,29 @@ impl Share {
                     let spawner = tasks.clone();
                     tasks.spawn(
                         listener.serve(limit, tally, stop, move |stream, source, slot| {
-                            spawner.spawn(outbound.clone().serve(stream, source, slot));
+                            spawner.spawn(outbound.clone().serve(stream, source, None, slot));
+                        }),
+                    );
+                }
+                (Settings::Intercepted(Intercepted::Inbound(entries)), Some(policy)) => {
+                    let inbound = inbound::Intercepted::new(entries, policy, &worker);
+                    let (pools, tally) = (inbound.clone(), inbound.tally());
+                    close.push(Box::new(move || pools.close()));
+                    let spawner = tasks.clone();
+                    tasks.spawn(
+                        listener.serve(limit, tally, stop, move |stream, source, _| {
+                            inbound.take(stream, source, &spawner);
+                        }),
+                    );
+                }
+                (Settings::Intercepted(Intercepted::Outbound(entries)), _) => {
+                    let outbound = outbound::Intercepted::new(entries, &worker);
+                    let (pools, tally) = (outbound.clone(), outbound.tally());
+                    close.push(Box::new(move || pools.close()));
+                    let spawner = tasks.clone();
+                    tasks.spawn(
+                        listener.serve(limit, tally, stop, move |stream, source, _| {
+                            outbound.take(stream, source, &spawner);
                         }),
                     );
                 }

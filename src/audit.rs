@@ -351,6 +351,8 @@ pub struct Connection {
     pub service: Arc<str>,
     /// Where the connection came from; a Unix socket has no address.
     pub source: Option<SocketAddr>,
+    /// Where it was going when the packet filter led it to us.
+    pub destination: Option<SocketAddr>,
 }
 
 /// What policy said, in the words a record needs.

@@ -3,14 +3,16 @@
 //! Each module reads its own section; this one puts them together, and nobody imports it but the command
 //! line and the composition.
 
-use std::collections::HashSet;
+mod entrances;
+
 use std::path::Path;
 use std::time::Duration;
 
+use self::entrances::Taken;
 use crate::document::{Document, Mistakes, Node};
-use crate::listen::Address;
 use crate::{
-    admin, audit, discovery, federation, identity, inbound, outbound, policy, sandbox, telemetry,
+    admin, audit, discovery, federation, identity, inbound, intercept, outbound, policy, sandbox,
+    telemetry,
 };
 
 /// What one sidecar does.
@@ -24,6 +26,8 @@ pub struct Config {
     pub inbound: Vec<inbound::Settings>,
     /// Listeners for our application.
     pub outbound: Vec<outbound::Settings>,
+    /// Which connections the packet filter leads to us.
+    pub intercept: Option<intercept::Settings>,
     /// Whom to ask where peers are.
     pub dns: discovery::Settings,
     /// What decides inbound requests. There whenever there are inbound listeners.
@@ -61,18 +65,19 @@ impl Config {
         let federation = section.or("federation", Vec::new(), |node| {
             federation::Settings::read_all(&node)
         });
+        let intercept = section.optional("intercept", |node| intercept::Settings::read(&node));
         let mut taken = Taken::default();
         let inbound = section.or("inbound", Vec::new(), |node| {
             node.list(|item| {
                 let settings = inbound::Settings::read(&item)?;
-                taken.check(&item, &settings.listener.listen)?;
+                taken.check(&item, &settings.entrance)?;
                 Some(settings)
             })
         });
         let outbound = section.or("outbound", Vec::new(), |node| {
             node.list(|item| {
                 let settings = outbound::Settings::read(&item)?;
-                taken.check(&item, &settings.listener.listen)?;
+                taken.check(&item, &settings.entrance)?;
                 Some(settings)
             })
         });
@@ -116,11 +121,12 @@ impl Config {
         if let (Some(policy), Some(environment)) = (&mut policy, environment?) {
             policy.environment = environment;
         }
-        Some(Self {
+        let mut config = Self {
             identity: identity?,
             federation: federation?,
             inbound,
             outbound,
+            intercept: intercept?,
             dns: dns?,
             policy,
             audit: audit?,
@@ -130,25 +136,9 @@ impl Config {
             workers: workers?,
             drain_grace: drain_grace?,
             sandbox: sandbox?,
-        })
-    }
-}
-
-/// The addresses that listeners want, to find two that want the same.
-#[derive(Default)]
-struct Taken(HashSet<Address>);
-
-impl Taken {
-    fn check(&mut self, item: &Node<'_>, address: &Address) -> Option<()> {
-        // Port 0 is a different port each time.
-        let any_port = matches!(address, Address::Tcp(address) if address.port() == 0);
-        if any_port || self.0.insert(address.clone()) {
-            return Some(());
-        }
-        item.mistake(
-            format_args!("another listener wants {address} already"),
-            Some("give each listener an address of its own"),
-        )
+        };
+        entrances::check(section.node(), &mut config)?;
+        Some(config)
     }
 }
 

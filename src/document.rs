@@ -219,6 +219,20 @@ impl<'a> Node<'a> {
         None
     }
 
+    /// The value at `key` of a mapping, to place a mistake on that shows later. Nothing is asked for by this.
+    #[must_use]
+    pub fn under(&self, key: &str) -> Option<Self> {
+        let YamlData::Mapping(entries) = &self.yaml.data else {
+            return None;
+        };
+        let (_, yaml) = entries.iter().find(|(name, _)| scalar(name) == Some(key))?;
+        Some(Self {
+            document: self.document,
+            yaml,
+            key: path_of(&self.key, key),
+        })
+    }
+
     /// The path of keys that leads here, as in `inbound[0].listen`.
     #[must_use]
     pub fn key(&self) -> &str {
@@ -548,11 +562,14 @@ impl<'a> Section<'a> {
     }
 
     fn path_of(&self, key: &str) -> String {
-        if self.node.key.is_empty() {
-            key.to_owned()
-        } else {
-            format!("{}.{key}", self.node.key)
-        }
+        path_of(&self.node.key, key)
+    }
+}
+
+fn path_of(section: &str, key: &str) -> String {
+    match section {
+        "" => key.to_owned(),
+        _ => format!("{section}.{key}"),
     }
 }
 

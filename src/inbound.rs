@@ -1,6 +1,8 @@
 //! Peer to application: authenticate, authorize, connect, relay.
 
+mod app;
 mod http;
+mod intercepted;
 pub(crate) mod proxy_header;
 mod tcp;
 
@@ -8,17 +10,20 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use ::http::uri::Scheme;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio_rustls::server::TlsStream;
 
+pub use self::app::Application;
+use self::app::{App, Apps};
+pub use self::intercepted::Intercepted;
 use crate::audit::{self, Direction, Kind, Verdict};
 use crate::document::Node;
 use crate::exchange::Meter;
 use crate::headers::IdentityHeader;
+use crate::intercept::Ports;
 use crate::limits::{Handshakes, Requests, Tally};
-use crate::listen::{self, Address, Protocol, Source, Stream};
+use crate::listen::{self, Entrance, Protocol, Source, Stream};
 use crate::policy::{self, Act, Denial, Gate, Permit, Place, Policy, Subject};
 use crate::secrets::{self, Guard};
 use crate::serve;
@@ -26,18 +31,20 @@ use crate::session::Standing;
 use crate::telemetry::chain;
 use crate::tls::detect::{self, Detected};
 use crate::tls::{self, Acceptor, Agreed, Offer, Secured};
-use crate::upstream::{self, Dial, DialError, Dialed, Pool, Wanted};
+use crate::upstream::{self, Pool};
 use crate::worker::Worker;
 
 /// One listener for peers.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// Where and how it listens.
+    /// Where connections come in; intercepted are those to these ports.
+    pub entrance: Entrance<Vec<Ports>>,
+    /// How they are served.
     pub listener: listen::Settings,
     /// The name that policies know our application by: the Cedar resource.
     pub service: Arc<str>,
     /// Where our application listens, in plain.
-    pub app: Address,
+    pub app: Application,
     /// What the application speaks where the caller's sidecar does not say.
     pub app_protocol: AppProtocol,
     /// How the application learns who calls.
@@ -73,9 +80,19 @@ impl Settings {
     #[must_use]
     pub fn read(node: &Node<'_>) -> Option<Self> {
         let mut section = node.section()?;
+        let entrance = Entrance::read(&mut section, |node| node.one_or_more(|ports| ports.parse()));
         let listener = listen::Settings::read(&mut section);
         let service = section.required("service", |node| node.text().map(Arc::from));
-        let app = section.required("app", |node| node.parse());
+        let is_intercepted = entrance
+            .as_ref()
+            .is_none_or(|entrance| entrance.intercepted().is_some());
+        let app = section.optional("app", |node| Application::read(&node, is_intercepted));
+        let app = match app {
+            Some(None) if is_intercepted => Some(Application::Loopback),
+            Some(None) => section.required("app", |_| None),
+            Some(written) => written,
+            None => None,
+        };
         let app_protocol = section.or("app_protocol", AppProtocol::Auto, |node| {
             node.choice(&[
                 ("auto", AppProtocol::Auto),
@@ -109,6 +126,7 @@ impl Settings {
         });
         let listener = listener?;
         Some(Self {
+            entrance: entrance?,
             http: serve::Limits::of(&listener),
             listener,
             service: service?,
@@ -131,7 +149,7 @@ pub struct Inbound {
     policy: Arc<Policy>,
     worker: Arc<Worker>,
     acceptor: Acceptor,
-    app: Arc<Pool<App>>,
+    apps: Apps,
     meter: Arc<Meter>,
     secrets: Guard,
     tally: Tally,
@@ -158,15 +176,10 @@ impl Inbound {
             .metrics
             .limits
             .of(Direction::Inbound.label(), &settings.service);
-        let app = App {
-            address: settings.app.clone(),
-            timeout: settings.listener.connect_timeout,
-            silence: settings.listener.tcp_user_timeout,
-        };
         let kept = upstream::Settings::of(&settings.listener, worker.credit.clone(), tally.clone());
         Arc::new(Self {
             acceptor,
-            app: Pool::new(app, kept, worker.tasks.clone()),
+            apps: Apps::new(&settings, kept, worker.tasks.clone()),
             meter: worker
                 .metrics
                 .exchange
@@ -193,18 +206,19 @@ impl Inbound {
 
     /// Closes the kept connections to the application.
     pub fn close(&self) {
-        self.app.close();
+        self.apps.close();
     }
 
-    /// Serves one accepted connection to its end.
+    /// Serves one accepted connection to its end. One that was intercepted was going to `destination`.
     pub async fn serve(
         self: Arc<Self>,
         stream: Stream,
         source: Source,
+        destination: Option<SocketAddr>,
         slot: OwnedSemaphorePermit,
     ) {
         // Large, and over long before the connection is: what serves must not have room for it.
-        let admitted = Box::pin(self.admit(stream, source, slot)).await;
+        let admitted = Box::pin(self.admit(stream, source, destination, slot)).await;
         if let Some((connection, stream, agreed)) = admitted {
             connection.serve(stream, agreed).await;
         }
@@ -215,10 +229,11 @@ impl Inbound {
         self: Arc<Self>,
         stream: Stream,
         source: Source,
+        destination: Option<SocketAddr>,
         slot: OwnedSemaphorePermit,
     ) -> Option<(Box<Connection>, Box<TlsStream<Stream>>, Agreed)> {
-        let port = stream.local_port();
-        let addresses = stream.addresses();
+        let to = destination.or_else(|| stream.local_addr());
+        let port = to.map_or(0, |to| to.port());
         let mut handshake = self.handshakes.begin();
         let accepted = self
             .acceptor
@@ -229,7 +244,7 @@ impl Inbound {
             Ok(secured) => secured,
             Err(error) => {
                 tracing::debug!(%source, service = %self.settings.service, error = %chain(&error), "handshake failed");
-                self.refused_handshake(&error, source);
+                self.refused_handshake(&error, source, destination);
                 return None;
             }
         };
@@ -258,12 +273,14 @@ impl Inbound {
             peer: Some(peer.leaf().clone()),
             service: self.settings.service.clone(),
             source: source.address(),
+            destination,
         });
         let connection = Box::new(Connection {
             standing: self.worker.standing(peer, endpoint),
             gate,
             facts,
-            addresses,
+            addresses: source.address().zip(to),
+            app: self.apps.of(destination),
             inbound: self,
             _slot: slot,
         });
@@ -271,13 +288,19 @@ impl Inbound {
     }
 
     /// Nobody was authenticated: the record says from where, and why not.
-    fn refused_handshake(&self, error: &tls::HandshakeError, source: Source) {
+    fn refused_handshake(
+        &self,
+        error: &tls::HandshakeError,
+        source: Source,
+        destination: Option<SocketAddr>,
+    ) {
         let facts = Arc::new(audit::Connection {
             direction: Direction::Inbound,
             own: self.worker.identity.get().map(|own| own.value.id().clone()),
             peer: None,
             service: self.settings.service.clone(),
             source: source.address(),
+            destination,
         });
         // There is nothing to refuse any more.
         if let Ok(mut record) = self.worker.audit.open(Kind::Connection, &facts) {
@@ -297,6 +320,7 @@ struct Connection {
     gate: Gate,
     facts: Arc<audit::Connection>,
     addresses: Option<(SocketAddr, SocketAddr)>,
+    app: Arc<Pool<App>>,
     /// Counted as open until the last request on it has ended.
     _slot: OwnedSemaphorePermit,
 }
@@ -332,47 +356,6 @@ impl Connection {
                 }
             }
         }
-    }
-}
-
-/// Our application, as a place to connect to.
-#[derive(Debug)]
-struct App {
-    address: Address,
-    timeout: Duration,
-    silence: Duration,
-}
-
-impl App {
-    async fn connect(&self) -> Result<Stream, DialError> {
-        let connecting = listen::connect(&self.address, self.silence);
-        match tokio::time::timeout(self.timeout, connecting).await {
-            Ok(connected) => connected.map_err(DialError::Connect),
-            Err(_) => Err(DialError::Timeout(self.timeout)),
-        }
-    }
-}
-
-impl Dial for App {
-    type Io = Stream;
-
-    async fn dial(&self, wanted: Wanted) -> Result<Dialed<Stream>, DialError> {
-        Ok(Dialed {
-            io: self.connect().await?,
-            http2: wanted == Wanted::Http2,
-            epoch: 0,
-            not_after: None,
-            standing: None,
-        })
-    }
-
-    fn scheme(&self) -> Scheme {
-        Scheme::HTTP
-    }
-
-    /// Nothing about the application is ever renewed.
-    fn epoch(&self) -> u64 {
-        0
     }
 }
 
@@ -423,11 +406,14 @@ mod tests {
         fn output<A, B, C, D, F>(_: impl Fn(A, B, C, D) -> F) -> usize {
             size_of::<F>()
         }
+        let task = |inbound, (stream, source), destination, slot| {
+            Inbound::serve(inbound, stream, source, destination, slot)
+        };
         let any = |connection: Box<Connection>, io, agreed, ()| connection.serve::<Io>(io, agreed);
         let http = |connection, io, http2, ()| http::serve::<Io>(connection, io, http2);
         let tcp = |connection, io, (), ()| tcp::serve::<Io>(connection, io);
         for (what, bytes, most) in [
-            ("the task", output(Inbound::serve), 512),
+            ("the task", output(task), 512),
             ("serving", output(any), 256),
             ("HTTP", output(http), 1024),
             ("TCP", output(tcp), 2048),

@@ -89,6 +89,15 @@ impl Settings {
 }
 
 impl Inbound {
+    /// Whether connections to `port` are led to us.
+    #[must_use]
+    pub fn leads(&self, port: u16) -> bool {
+        let among = |several: &[Ports]| several.iter().any(|ports| ports.contains(port));
+        port != self.port.get()
+            && (self.ports.is_empty() || among(&self.ports))
+            && !among(&self.exclude_ports)
+    }
+
     fn read(node: &Node<'_>) -> Option<Self> {
         let mut section = node.section()?;
         let port = section.required("port", |node| node.parse());
@@ -161,6 +170,20 @@ pub struct Ports {
 }
 
 impl Ports {
+    /// One port alone; 0 is none.
+    #[must_use]
+    pub fn one(port: u16) -> Option<Self> {
+        (port != 0).then_some(Self {
+            first: port,
+            last: port,
+        })
+    }
+
+    /// Each of them.
+    pub fn iter(self) -> impl Iterator<Item = u16> {
+        self.first..=self.last
+    }
+
     /// Whether `port` is one of them.
     #[must_use]
     pub fn contains(self, port: u16) -> bool {
@@ -221,8 +244,6 @@ pub struct PortsError;
 /// [`Direct`] if nobody led it here: it was made to our port. Whoever did so may be anybody.
 pub fn original_destination(socket: &impl AsFd, local: SocketAddr) -> Result<SocketAddr, Direct> {
     let socket = SockRef::from(socket);
-    // A socket for both families shows IPv4 as addresses of IPv6; the packet filter knows them apart.
-    let local = SocketAddr::new(local.ip().to_canonical(), local.port());
     let told = match local {
         SocketAddr::V4(_) => socket.original_dst_v4(),
         SocketAddr::V6(_) => socket.original_dst_v6(),

@@ -10,7 +10,7 @@
 //! |---|---|
 //! | 5 composition | [`cli`], [`config`], [`app`], [`runtime`], [`admin`], [`suggest`] |
 //! | 4 data path | [`inbound`], [`outbound`], which never import each other |
-//! | 3 what both share | [`descriptors`], [`listen`], [`worker`], [`serve`], [`session`], [`exchange`], [`upstream`], [`tunnel`], [`upgrade`], [`relay`], [`headers`], [`target`] |
+//! | 3 what both share | [`descriptors`], [`listen`], [`worker`], [`intercepted`], [`serve`], [`session`], [`exchange`], [`upstream`], [`tunnel`], [`upgrade`], [`relay`], [`headers`], [`target`] |
 //! | 2 capabilities | [`tls`], [`discovery`], [`federation`], [`policy`], [`secrets`], [`audit`], [`issuer`], [`intercept`], [`sandbox`], [`web`], [`report`] |
 //! | 1 vocabulary | [`identity`], [`live`], [`outcome`], [`limits`], [`lifecycle`], [`telemetry`], [`document`], [`watch`] |
 //!
@@ -73,6 +73,7 @@
 //! | `inbound[].listen` | mutual TLS | peers |
 //! | `inbound[].app` | plain | we connect to the application |
 //! | `outbound[].listen` | plain | the application |
+//! | `intercept.inbound.port`, `intercept.outbound.port` | as `inbound[].listen`, `outbound[].listen` | whoever the packet filter leads there |
 //! | `outbound[].to` | mutual TLS | we connect to a peer |
 //! | `dns.servers`, or those of `/etc/resolv.conf` | DNS, over UDP and TCP | we ask for addresses |
 //! | `identity.workload_api` | gRPC on a Unix socket | we connect to SPIRE or [`issuer`] |
@@ -123,6 +124,7 @@ pub mod headers;
 pub mod identity;
 pub mod inbound;
 pub mod intercept;
+pub mod intercepted;
 pub mod issuer;
 pub mod lifecycle;
 pub mod limits;

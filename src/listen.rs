@@ -5,7 +5,8 @@ mod silence;
 use std::fmt;
 use std::future::Future;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::num::NonZeroU16;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
@@ -16,6 +17,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use backon::{BackoffBuilder, ExponentialBuilder};
+use nix::errno::Errno;
 use socket2::{Domain, SockAddr, SockRef, Socket, Type};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
@@ -76,11 +78,50 @@ pub enum Protocol {
     Tcp,
 }
 
-/// What every listener has, whichever way it leads.
+/// Where connections to an entry of the configuration come in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Entrance<I> {
+    /// They are made to this address.
+    Listen(Address),
+    /// They are made to others, and the packet filter leads them to us: those that this says are the entry's.
+    Intercept(I),
+}
+
+impl<I> Entrance<I> {
+    /// Reads `listen` or `intercept`, of which there must be one.
+    pub fn read<'a>(
+        section: &mut Section<'a>,
+        intercept: impl FnOnce(Node<'a>) -> Option<I>,
+    ) -> Option<Self> {
+        let listen = section.optional("listen", |node| node.parse());
+        let intercept = section.optional("intercept", intercept);
+        match (listen?, intercept?) {
+            (Some(address), None) => Some(Self::Listen(address)),
+            (None, Some(those)) => Some(Self::Intercept(those)),
+            (Some(_), Some(_)) => section.node().mistake(
+                "connections come in by `listen` or by `intercept`, and here are both",
+                Some("write an entry for each"),
+            ),
+            (None, None) => section.node().mistake(
+                "the key `listen` is missing",
+                Some("write `listen:` with an address, or `intercept:` if the packet filter leads connections to us"),
+            ),
+        }
+    }
+
+    /// What is intercepted for it.
+    #[must_use]
+    pub fn intercepted(&self) -> Option<&I> {
+        match self {
+            Self::Listen(_) => None,
+            Self::Intercept(those) => Some(those),
+        }
+    }
+}
+
+/// What every entry has, whichever way it leads.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// Where it listens.
-    pub listen: Address,
     /// What it carries.
     pub protocol: Protocol,
     /// Open connections at most, in each worker.
@@ -104,7 +145,6 @@ pub struct Settings {
 impl Settings {
     /// Reads the keys that inbound and outbound listeners share.
     pub fn read(section: &mut Section<'_>) -> Option<Self> {
-        let listen = section.required("listen", |node| node.parse());
         let protocol = section.or("protocol", Protocol::Auto, |node| {
             node.choice(&[
                 ("auto", Protocol::Auto),
@@ -141,7 +181,6 @@ impl Settings {
         let min_stream_rate = section.optional("min_stream_rate", rate);
         let idle_timeout = timeout(section, "idle_timeout", MINUTE * 60, MINUTE * 60 * 24 * 366);
         Some(Self {
-            listen: listen?,
             protocol: protocol?,
             max_connections: max_connections?,
             requests: limits::Terms {
@@ -227,6 +266,23 @@ pub fn bind(address: &Address, workers: usize) -> io::Result<Vec<Bound>> {
                 .collect())
         }
     }
+}
+
+/// Binds `port` at every address of both families, or of IPv4 where there is no other, as [`bind`] does.
+///
+/// # Errors
+/// As [`bind`].
+pub fn bind_everywhere(port: NonZeroU16, workers: usize) -> io::Result<Vec<Bound>> {
+    let at = |ip: IpAddr| bind_tcp(SocketAddr::new(ip, port.get()), workers);
+    match at(Ipv6Addr::UNSPECIFIED.into()) {
+        Err(error) if has_no_ipv6(&error) => at(Ipv4Addr::UNSPECIFIED.into()),
+        bound => bound,
+    }
+}
+
+fn has_no_ipv6(error: &io::Error) -> bool {
+    let errno = error.raw_os_error().map(Errno::from_raw);
+    matches!(errno, Some(Errno::EAFNOSUPPORT | Errno::EADDRNOTAVAIL))
 }
 
 fn bind_tcp(address: SocketAddr, workers: usize) -> io::Result<Vec<Bound>> {
@@ -405,7 +461,7 @@ impl Accept for Listener {
                 let (stream, source) = listener.accept().await?;
                 // Requests and handshakes are small writes that must not wait for each other.
                 stream.set_nodelay(true)?;
-                Ok((Stream::Tcp(stream), Source::Tcp(source)))
+                Ok((Stream::Tcp(stream), Source::Tcp(canonical(source))))
             }
             Inner::Unix(listener) => {
                 let (stream, _) = listener.accept().await?;
@@ -421,6 +477,14 @@ impl AsFd for Listener {
             Inner::Tcp(listener) => listener.as_fd(),
             Inner::Unix(listener) => listener.as_fd(),
         }
+    }
+}
+
+/// An IPv4 address that came by a socket for both families is an IPv4 address.
+fn canonical(address: SocketAddr) -> SocketAddr {
+    match address.ip().to_canonical() {
+        ip @ IpAddr::V4(_) => SocketAddr::new(ip, address.port()),
+        IpAddr::V6(_) => address,
     }
 }
 
@@ -472,9 +536,8 @@ impl Source {
     #[must_use]
     pub fn ip(self) -> IpAddr {
         match self {
-            // An IPv4 peer on a dual-stack socket is an IPv4 peer.
-            Self::Tcp(address) => address.ip().to_canonical(),
-            Self::Unix => IpAddr::V4(std::net::Ipv4Addr::LOCALHOST),
+            Self::Tcp(address) => address.ip(),
+            Self::Unix => IpAddr::V4(Ipv4Addr::LOCALHOST),
         }
     }
 }
@@ -482,7 +545,7 @@ impl Source {
 impl fmt::Display for Source {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Tcp(address) => SocketAddr::new(self.ip(), address.port()).fmt(f),
+            Self::Tcp(address) => address.fmt(f),
             Self::Unix => f.write_str("unix"),
         }
     }
@@ -524,20 +587,11 @@ pub enum Stream {
 }
 
 impl Stream {
-    /// The local port; 0 on a Unix socket.
+    /// The address of our end, where it is an IP address.
     #[must_use]
-    pub fn local_port(&self) -> u16 {
+    pub fn local_addr(&self) -> Option<SocketAddr> {
         match self {
-            Self::Tcp(stream) => stream.local_addr().map_or(0, |address| address.port()),
-            Self::Unix(_) => 0,
-        }
-    }
-
-    /// Source and destination, where both are IP addresses.
-    #[must_use]
-    pub fn addresses(&self) -> Option<(SocketAddr, SocketAddr)> {
-        match self {
-            Self::Tcp(stream) => Some((stream.peer_addr().ok()?, stream.local_addr().ok()?)),
+            Self::Tcp(stream) => stream.local_addr().ok().map(canonical),
             Self::Unix(_) => None,
         }
     }
@@ -604,8 +658,6 @@ impl AsyncWrite for Stream {
 #[cfg(test)]
 mod tests {
     use std::sync::Mutex;
-
-    use nix::errno::Errno;
 
     use super::*;
 

@@ -2,6 +2,7 @@
 
 pub mod balance;
 mod http;
+mod intercepted;
 mod peers;
 pub mod retry;
 mod tcp;
@@ -21,13 +22,14 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio_rustls::client::TlsStream;
 
+pub use self::intercepted::Intercepted;
 use self::peers::Peers;
 pub use self::tunnels::Tunnel;
 use crate::audit::{self, Direction, Verdict};
 use crate::document::Node;
 use crate::exchange::Meter;
 use crate::limits::{Requests, Tally};
-use crate::listen::{self, Address, Protocol, Source, Stream};
+use crate::listen::{self, Address, Entrance, Protocol, Source, Stream};
 use crate::live::{Live, Snapshot};
 use crate::secrets::{self, Guard};
 use crate::serve;
@@ -41,7 +43,9 @@ use crate::worker::Worker;
 /// One listener for our application, and the one place it leads to.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// Where our application connects to, in plain, and what it may speak.
+    /// Where our application connects to, in plain; intercepted is what it connects to there.
+    pub entrance: Entrance<Vec<Destination>>,
+    /// What it may speak.
     pub listener: listen::Settings,
     /// Where the peer's sidecar listens.
     pub to: Destination,
@@ -66,6 +70,9 @@ impl Settings {
     #[must_use]
     pub fn read(node: &Node<'_>) -> Option<Self> {
         let mut section = node.section()?;
+        let entrance = Entrance::read(&mut section, |node| {
+            node.one_or_more(|destination| destination.parse())
+        });
         let listener = listen::Settings::read(&mut section);
         let to = section.required("to", |node| node.parse());
         let peer = section.required("peer", |node| {
@@ -96,6 +103,7 @@ impl Settings {
             });
         let listener = listener?;
         Some(Self {
+            entrance: entrance?,
             http: serve::Limits::of(&listener),
             limits: upstream::Limits {
                 connections: connections?,
@@ -251,11 +259,12 @@ impl Outbound {
         self.peers.close();
     }
 
-    /// Serves one accepted connection to its end.
+    /// Serves one accepted connection to its end. One that was intercepted was going to `destination`.
     pub async fn serve(
         self: Arc<Self>,
         stream: Stream,
         source: Source,
+        destination: Option<SocketAddr>,
         slot: OwnedSemaphorePermit,
     ) {
         let connection = Connection {
@@ -265,6 +274,7 @@ impl Outbound {
                 peer: None,
                 service: self.service.clone(),
                 source: source.address(),
+                destination,
             }),
             outbound: self,
             _slot: slot,

@@ -30,6 +30,10 @@ pub enum Outcome {
     PeerRefused,
     /// A peer spoke plaintext where mutual TLS is required.
     PlaintextRefused,
+    /// It came to the port of intercepted connections, and nobody led it there.
+    NotRedirected,
+    /// No entry of the configuration leads to where it was going.
+    NoRoute,
     /// No connection to the next hop could be made.
     UpstreamUnreachable,
     /// The next hop did not connect or answer in time.
@@ -56,7 +60,7 @@ pub enum Outcome {
 
 impl Outcome {
     /// Every variant, to register metrics with.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 24] = [
         Self::Completed,
         Self::Denied,
         Self::StandingSecret,
@@ -68,6 +72,8 @@ impl Outcome {
         Self::HandshakeFailed,
         Self::PeerRefused,
         Self::PlaintextRefused,
+        Self::NotRedirected,
+        Self::NoRoute,
         Self::UpstreamUnreachable,
         Self::UpstreamTimeout,
         Self::UpstreamFailed,
@@ -96,6 +102,8 @@ impl Outcome {
             Self::HandshakeFailed => "handshake_failed",
             Self::PeerRefused => "peer_refused",
             Self::PlaintextRefused => "plaintext_refused",
+            Self::NotRedirected => "not_redirected",
+            Self::NoRoute => "no_route",
             Self::UpstreamUnreachable => "upstream_unreachable",
             Self::UpstreamTimeout => "upstream_timeout",
             Self::UpstreamFailed => "upstream_failed",
@@ -115,13 +123,18 @@ impl Outcome {
     #[must_use]
     pub const fn status(self) -> Option<StatusCode> {
         match self {
-            Self::Completed | Self::ClientGone | Self::PlaintextRefused | Self::Aborted => None,
+            Self::Completed
+            | Self::ClientGone
+            | Self::PlaintextRefused
+            | Self::NotRedirected
+            | Self::Aborted => None,
             Self::BadRequest => Some(StatusCode::BAD_REQUEST),
             Self::Denied
             | Self::StandingSecret
             | Self::PeerExpired
             | Self::PermitWithdrawn
-            | Self::TrustWithdrawn => Some(StatusCode::FORBIDDEN),
+            | Self::TrustWithdrawn
+            | Self::NoRoute => Some(StatusCode::FORBIDDEN),
             Self::IdleTimeout => Some(StatusCode::REQUEST_TIMEOUT),
             Self::HandshakeFailed
             | Self::PeerRefused
@@ -148,6 +161,7 @@ impl Outcome {
                 Some("tls_certificate_error")
             }
             Self::HandshakeFailed | Self::PlaintextRefused => Some("tls_protocol_error"),
+            Self::NotRedirected | Self::NoRoute => Some("destination_not_found"),
             Self::UpstreamUnreachable => Some("connection_refused"),
             Self::UpstreamTimeout => Some("connection_timeout"),
             Self::RequestTimeout => Some("http_response_timeout"),
@@ -169,7 +183,11 @@ impl Outcome {
             Self::Completed => 0,
             Self::ClientGone | Self::Aborted => 1,
             Self::UpstreamTimeout | Self::IdleTimeout | Self::RequestTimeout => 4,
-            Self::Denied | Self::StandingSecret | Self::PermitWithdrawn => 7,
+            Self::Denied
+            | Self::StandingSecret
+            | Self::PermitWithdrawn
+            | Self::NotRedirected
+            | Self::NoRoute => 7,
             Self::BadRequest => 13,
             Self::IdentityUnavailable
             | Self::OwnIdentityExpired
@@ -200,6 +218,8 @@ impl Outcome {
             Self::HandshakeFailed => "The TLS handshake failed",
             Self::PeerRefused => "The other end is not who it should be",
             Self::PlaintextRefused => "Mutual TLS is required",
+            Self::NotRedirected => "This port is not to be connected to",
+            Self::NoRoute => "Nothing leads there",
             Self::UpstreamUnreachable => "The service cannot be reached",
             Self::UpstreamTimeout => "The service did not answer in time",
             Self::UpstreamFailed => "The service broke off",
@@ -228,6 +248,8 @@ impl Outcome {
             | Self::HandshakeFailed
             | Self::PeerRefused
             | Self::PlaintextRefused
+            | Self::NotRedirected
+            | Self::NoRoute
             | Self::AuditUnavailable => true,
             Self::Completed
             | Self::UpstreamUnreachable

@@ -2,10 +2,11 @@
 
 use std::net::SocketAddr;
 
-use super::{Settings, Sockets};
+use super::{Intercepted, Settings, Sockets};
 use crate::audit::Sink;
 use crate::config::Config;
 use crate::identity;
+use crate::inbound::{self, Application};
 use crate::listen::Address;
 use crate::sandbox::Needs;
 
@@ -18,10 +19,17 @@ impl Sockets {
             needs.bind.extend(port(bound.address()));
         }
         for settings in self.data.iter().flatten().map(|(settings, _)| settings) {
-            needs.connect.extend(match settings {
-                Settings::Inbound(inbound) => port(&inbound.app),
-                Settings::Outbound(outbound) => Some(outbound.to.port()),
-            });
+            match settings {
+                Settings::Inbound(inbound) => needs.connect.extend(of_app(inbound)),
+                Settings::Outbound(outbound) => needs.connect.push(outbound.to.port()),
+                Settings::Intercepted(Intercepted::Inbound(entries)) => {
+                    needs.connect.extend(entries.iter().flat_map(of_app));
+                }
+                Settings::Intercepted(Intercepted::Outbound(entries)) => {
+                    let ports = entries.iter().map(|entry| entry.to.port());
+                    needs.connect.extend(ports);
+                }
+            }
         }
         let federated = config.federation.iter();
         needs
@@ -43,6 +51,17 @@ impl Sockets {
             needs.written.push(path.clone());
         }
         needs
+    }
+}
+
+/// The ports at which an application may be connected to.
+fn of_app(inbound: &inbound::Settings) -> Vec<u16> {
+    match (&inbound.app, inbound.entrance.intercepted()) {
+        (Application::At(address), _) => port(address).into_iter().collect(),
+        (_, intercepted) => {
+            let ports = intercepted.into_iter().flatten();
+            ports.flat_map(|ports| ports.iter()).collect()
+        }
     }
 }
 

@@ -47,6 +47,9 @@ pub struct Entry<'a> {
     /// The address it came from.
     #[serde(borrow, default)]
     pub source: Option<Text<'a>>,
+    /// Where it was going when it was intercepted.
+    #[serde(borrow, default)]
+    pub destination: Option<Text<'a>>,
     /// What an HTTP request asked for, and what the answer said.
     #[serde(borrow, default)]
     pub context: Option<Context<'a>>,
@@ -387,6 +390,7 @@ mod tests {
             own,
             service,
             source,
+            destination,
             context,
             decision,
             reason,
@@ -453,6 +457,7 @@ mod tests {
             ("own", text(own)),
             ("service", text(service)),
             ("source", text(source)),
+            ("destination", text(destination)),
             ("context", context),
             ("decision", text(decision)),
             ("reason", text(reason)),
@@ -499,6 +504,7 @@ mod tests {
                 peer: Some(Arc::new(leaf.clone())),
                 service: "invoices".into(),
                 source: Some("10.0.0.7:4242".parse().unwrap()),
+                destination: Some("10.0.0.8:8080".parse().unwrap()),
             });
             let mut record = audit.open(Kind::Request, &full).unwrap();
             let request = Request::get("/v1/\"invoices\"/7?token=secret")
@@ -535,6 +541,7 @@ mod tests {
                 peer: None,
                 service: "".into(),
                 source: None,
+                destination: None,
             });
             drop(audit.open(Kind::Connection, &bare).unwrap());
         }

@@ -42,6 +42,8 @@ struct Line<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     source: Option<SocketAddr>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    destination: Option<SocketAddr>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     context: Option<Context<'a>>,
     decision: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -155,6 +157,7 @@ impl<'a> Line<'a> {
             own,
             service: &connection.service,
             source: connection.source,
+            destination: connection.destination,
             context: context(ended, facts),
             decision: verdict.map_or("none", |verdict| decision(verdict.allowed)),
             reason: verdict.and_then(|verdict| verdict.reason),

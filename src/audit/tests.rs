@@ -165,6 +165,7 @@ fn connection() -> Arc<Connection> {
         peer: Some(Arc::new(leaf())),
         service: "invoices".into(),
         source: Some("10.0.0.7:4242".parse().unwrap()),
+        destination: Some("10.0.0.8:8080".parse().unwrap()),
     })
 }
 
@@ -257,6 +258,7 @@ fn a_line_says_who_did_what_by_which_grant() {
             r#""principal":{"id":"spiffe://example.org/checkout","owner":"shop@example.org","#,
             r#""serial":"0a1b","issuer":"CN=Example","not_after":"1970-01-01T01:00:00.000Z"},"#,
             r#""own":"spiffe://example.org/invoices","service":"invoices","source":"10.0.0.7:4242","#,
+            r#""destination":"10.0.0.8:8080","#,
             r#""context":{"method":"GET","host":"invoices.svc","path":"/v1/invoices/7","#,
             r#""protocol":"http/2","status":200,"grpc_status":0},"decision":"allow","#,
             r#""grant":{"id":"checkout-reads","owner":"payments@example.org"},"generation":7,"#,
@@ -273,6 +275,7 @@ fn a_line_says_who_did_what_by_which_grant() {
         direction: Direction::Outbound,
         peer: None,
         source: None,
+        destination: None,
         ..(*connection()).clone()
     });
     record.peer = Some(Arc::new(leaf()));

@@ -166,7 +166,7 @@ impl Caller {
         };
         let request = request.map(|body| Upload::new(body, exchange.clone()));
         let wanted = if http2 { Wanted::Http2 } else { Wanted::Http1 };
-        let answer = std::pin::pin!(inbound.app.send(request, wanted, exchange));
+        let answer = std::pin::pin!(self.connection.app.send(request, wanted, exchange));
         match exchange.unless_revoked(answer).await? {
             Ok((mut response, lease)) => {
                 headers::check_response(&response)?;
@@ -191,7 +191,7 @@ impl Caller {
         headers::set_upgrade(request.headers_mut(), protocol);
         let request = request.map(|body| Upload::new(body, exchange.clone()));
         let answered = {
-            let answer = std::pin::pin!(inbound.app.send_alone(request, exchange));
+            let answer = std::pin::pin!(self.connection.app.send_alone(request, exchange));
             exchange.unless_revoked(answer).await?
         };
         let mut response = match answered {
@@ -231,7 +231,7 @@ impl Caller {
 
     fn failed(&self, error: &SendError) -> Refused {
         let settings = &self.connection.inbound.settings;
-        tracing::warn!(app = %settings.app, service = %settings.service, error = %chain(error), "the application did not answer");
+        tracing::warn!(app = %self.connection.app.dialler(), service = %settings.service, error = %chain(error), "the application did not answer");
         Refused(error.outcome())
     }
 }

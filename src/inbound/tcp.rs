@@ -127,7 +127,7 @@ impl Connection {
         record.verdict(verdict);
         let permit = answer.map_err(|_| Outcome::Denied)?;
         self.connect_app(&permit).await.map_err(|error| {
-            tracing::warn!(app = %self.inbound.settings.app, error = %chain(&error), "cannot reach the application");
+            tracing::warn!(app = %self.app.dialler(), error = %chain(&error), "cannot reach the application");
             error.outcome()
         })
     }
@@ -159,7 +159,7 @@ impl Connection {
     /// Opens a TCP session to the application, which a permit allows.
     async fn connect_app(&self, _permit: &Permit) -> Result<Stream, DialError> {
         let settings = &self.inbound.settings;
-        let mut app = self.inbound.app.dialler().connect().await?;
+        let mut app = self.app.dialler().connect().await?;
         if settings.proxy_protocol {
             let header = proxy_header::encode(self.addresses, self.standing.peer.id());
             app.write_all(&header).await.map_err(DialError::Connect)?;
