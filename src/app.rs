@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime};
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::Semaphore;
@@ -46,6 +46,7 @@ use crate::{identity, runtime};
 /// # Errors
 /// Whatever was asked for and cannot be had stops the start.
 pub fn run(config: Config) -> anyhow::Result<ExitCode> {
+    check_rights(&config)?;
     let most = descriptors::raise().context("cannot raise the number of file descriptors")?;
     tracing::debug!(most, "file descriptors");
     let registries = Registries::new()?;
@@ -176,6 +177,26 @@ pub fn run(config: Config) -> anyhow::Result<ExitCode> {
     } else {
         ExitCode::FAILURE
     })
+}
+
+/// Whether we are who the packet filter takes us for, and may do what we were told to.
+fn check_rights(config: &Config) -> anyhow::Result<()> {
+    let intercept = config.intercept.as_ref();
+    if let Some(settings) = intercept.filter(|settings| settings.outbound.is_some()) {
+        let own = nix::unistd::geteuid().as_raw();
+        ensure!(
+            own == settings.user,
+            "`intercept.user` is {}, and this runs as {own}: what we connect to would be led back to us; \
+             run as that user, or write `intercept.user: {own}` and `doorward intercept apply`",
+            settings.user
+        );
+    }
+    ensure!(
+        !config.keeps_client_addresses() || sandbox::may_use_foreign_addresses(),
+        "`client_address: kept` takes the capability CAP_NET_RAW, and we do not have it: give it to this \
+         process (systemd: `AmbientCapabilities=CAP_NET_RAW`), or write `client_address: sidecar`"
+    );
+    Ok(())
 }
 
 /// How long the last audit records may take to be written.

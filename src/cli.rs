@@ -6,6 +6,7 @@ pub mod check;
 pub mod demo;
 pub mod explain;
 pub mod identity;
+pub mod intercept;
 pub mod issuer;
 pub mod policy;
 pub mod report;
@@ -43,6 +44,7 @@ enum Command {
     WhoCan(Box<who_can::Args>),
     Policy(policy::Args),
     Identity(identity::Args),
+    Intercept(intercept::Args),
     Issuer(issuer::Args),
     Report(Box<report::Args>),
     Demo(demo::Args),
@@ -77,6 +79,7 @@ fn obey(command: Command) -> anyhow::Result<ExitCode> {
         Command::WhoCan(args) => who_can::run(*args),
         Command::Policy(args) => policy::run(args),
         Command::Identity(args) => identity::run(args),
+        Command::Intercept(args) => intercept::run(&args),
         Command::Issuer(args) => issuer(args),
         Command::Report(args) => report::run(*args),
         Command::Demo(args) => demo::run(&args),

@@ -57,6 +57,13 @@ impl Config {
         Document::open(path)?.read(Self::read)
     }
 
+    /// Whether an application sees its clients' own addresses.
+    #[must_use]
+    pub fn keeps_client_addresses(&self) -> bool {
+        let mut inbound = self.inbound.iter();
+        inbound.any(|entry| entry.client_address == inbound::ClientAddress::Kept)
+    }
+
     /// Reads the whole document.
     #[must_use]
     pub fn read(node: Node<'_>) -> Option<Self> {

@@ -14,8 +14,8 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio_rustls::server::TlsStream;
 
-pub use self::app::Application;
 use self::app::{App, Apps};
+pub use self::app::{Application, ClientAddress};
 pub use self::intercepted::Intercepted;
 use crate::audit::{self, Direction, Kind, Verdict};
 use crate::document::Node;
@@ -45,6 +45,8 @@ pub struct Settings {
     pub service: Arc<str>,
     /// Where our application listens, in plain.
     pub app: Application,
+    /// Whose address the application sees.
+    pub client_address: ClientAddress,
     /// What the application speaks where the caller's sidecar does not say.
     pub app_protocol: AppProtocol,
     /// How the application learns who calls.
@@ -93,6 +95,10 @@ impl Settings {
             Some(written) => written,
             None => None,
         };
+        let client_address = section.or("client_address", ClientAddress::Sidecar, |node| {
+            let kept = ClientAddress::read(&node)?;
+            kept.check(&node, app.as_ref(), is_intercepted)
+        });
         let app_protocol = section.or("app_protocol", AppProtocol::Auto, |node| {
             node.choice(&[
                 ("auto", AppProtocol::Auto),
@@ -131,6 +137,7 @@ impl Settings {
             listener,
             service: service?,
             app: app?,
+            client_address: client_address?,
             app_protocol: app_protocol?,
             identity_header: identity_header?,
             proxy_protocol: proxy_protocol?,
@@ -280,7 +287,7 @@ impl Inbound {
             gate,
             facts,
             addresses: source.address().zip(to),
-            app: self.apps.of(destination),
+            app: self.apps.of(destination, source),
             inbound: self,
             _slot: slot,
         });

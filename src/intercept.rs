@@ -5,6 +5,8 @@
 //! whoever accepts it. So neither the application nor its callers are told a new address.
 
 pub mod rules;
+mod tool;
+pub mod way_back;
 
 use std::fmt;
 use std::io;
@@ -16,6 +18,7 @@ use std::str::FromStr;
 use ipnet::IpNet;
 use socket2::SockRef;
 
+pub use self::tool::ToolError;
 use crate::document::Node;
 
 /// Which connections are led to us, and where.

@@ -18,9 +18,10 @@ use std::time::Duration;
 
 use backon::{BackoffBuilder, ExponentialBuilder};
 use nix::errno::Errno;
+use nix::sys::socket::{setsockopt, sockopt};
 use socket2::{Domain, SockAddr, SockRef, Socket, Type};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixListener, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::descriptors::{self, Use};
@@ -568,6 +569,34 @@ pub async fn connect(address: &Address, silence: Duration) -> io::Result<Stream>
     };
     Use::Onwards.may_have(&stream)?;
     Ok(stream)
+}
+
+/// Connects to `address`, which is on this host, from the address `client`, which is not: as [`connect`] does, and
+/// whoever accepts sees who that is. The port is the kernel's choice.
+///
+/// # Errors
+/// As [`connect`]; without `CAP_NET_RAW` the operating system refuses.
+pub async fn connect_as(
+    client: IpAddr,
+    address: SocketAddr,
+    silence: Duration,
+) -> io::Result<Stream> {
+    let socket = match client {
+        IpAddr::V4(_) => TcpSocket::new_v4()?,
+        IpAddr::V6(_) => TcpSocket::new_v6()?,
+    };
+    match client {
+        IpAddr::V4(_) => SockRef::from(&socket).set_ip_transparent_v4(true)?,
+        IpAddr::V6(_) => SockRef::from(&socket).set_ip_transparent_v6(true)?,
+    }
+    // The port is chosen when it is known where to, so that one serves for many places.
+    setsockopt(&socket, sockopt::IpBindAddressNoPort, &true)?;
+    socket.bind(SocketAddr::new(client, 0))?;
+    let stream = socket.connect(address).await?;
+    stream.set_nodelay(true)?;
+    silence::bound(&stream, silence)?;
+    Use::Onwards.may_have(&stream)?;
+    Ok(Stream::Tcp(stream))
 }
 
 /// Makes closing `socket` a reset where it is a TCP connection: whoever is at its other end must not take what

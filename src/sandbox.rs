@@ -16,6 +16,7 @@ use std::fs::File;
 use std::path::PathBuf;
 
 use ::landlock::ABI;
+use caps::Capability;
 use prometheus::{IntGaugeVec, Opts, Registry};
 
 use crate::document::Node;
@@ -86,6 +87,8 @@ pub struct Needs {
     pub bind: Vec<u16>,
     /// TCP ports that are connected to, at whatever address. DNS on port 53 comes by itself.
     pub connect: Vec<u16>,
+    /// Whether connections are made from addresses that are not ours.
+    pub foreign_addresses: bool,
 }
 
 /// One thing that is given up. The words are public surface.
@@ -141,6 +144,8 @@ pub type Why = String;
 #[derive(Debug)]
 pub struct Sandbox {
     parts: Vec<(Part, Result<(), Why>)>,
+    /// The rights of root that stay.
+    kept: Vec<Capability>,
     /// Landlock lets us read the directory of our own process by its inode, which the kernel would throw
     /// away and make anew if nobody held it.
     _process: Option<File>,
@@ -160,6 +165,7 @@ pub fn enter(settings: &Settings, needs: &Needs) -> Result<Sandbox, Incomplete> 
         let off = |part| (part, Err("`sandbox.mode` is `off`".to_owned()));
         return Ok(Sandbox {
             parts: Part::ALL.into_iter().map(off).collect(),
+            kept: Vec::new(),
             _process: None,
         });
     }
@@ -172,7 +178,8 @@ pub fn enter(settings: &Settings, needs: &Needs) -> Result<Sandbox, Incomplete> 
     };
     let privileges = privileges::renounce();
     let confined = landlock::confine(needs);
-    let capabilities = privileges::drop_capabilities(&needs.bind);
+    let capabilities = privileges::drop_capabilities(needs);
+    let kept = capabilities.clone().unwrap_or_default();
     let landlock = |part, since: ABI, linux: &str| match &confined {
         Ok(abi) if *abi >= since => (part, Ok(())),
         Ok(ABI::Unsupported) => (part, Err("this kernel has no Landlock".to_owned())),
@@ -186,17 +193,24 @@ pub fn enter(settings: &Settings, needs: &Needs) -> Result<Sandbox, Incomplete> 
         landlock(Part::Scopes, ABI::V6, "6.12"),
         (Part::Syscalls, syscalls::deny()),
         (Part::Privileges, privileges),
-        (Part::Capabilities, capabilities),
+        (Part::Capabilities, capabilities.map(drop)),
         (Part::Memory, memory),
     ];
     let sandbox = Sandbox {
         parts,
+        kept,
         _process: process,
     };
     if settings.mode == Mode::Required && !sandbox.is_whole() {
         return Err(Incomplete(sandbox.missing()));
     }
     Ok(sandbox)
+}
+
+/// Whether we may connect from addresses that are not ours. To be asked before anything is given up.
+#[must_use]
+pub fn may_use_foreign_addresses() -> bool {
+    privileges::may_use_foreign_addresses()
 }
 
 /// Gives up what an issuer does not need, which reads every caller's executable wherever that lies: its
@@ -211,6 +225,7 @@ pub fn enter_as_issuer() -> Sandbox {
             (Part::Privileges, privileges),
             (Part::Memory, memory),
         ],
+        kept: Vec::new(),
         _process: None,
     }
 }
@@ -271,6 +286,9 @@ impl fmt::Display for Sandbox {
         let had = self.parts.iter().filter(|(_, had)| had.is_ok());
         let had: Vec<_> = had.map(|(part, _)| part.label()).collect();
         f.write_str(&had.join(", "))?;
+        for kept in &self.kept {
+            write!(f, "; {kept} stays")?;
+        }
         if had.is_empty() {
             f.write_str("nothing")?;
         }
@@ -329,10 +347,14 @@ mod tests {
                 (Part::Ports, Err("too old".into())),
                 (Part::Syscalls, Ok(())),
             ],
+            kept: vec![Capability::CAP_NET_RAW],
             _process: None,
         };
         let told = sandbox.to_string();
-        assert_eq!(told, "files, syscalls; not ports (too old)");
+        assert_eq!(
+            told,
+            "files, syscalls; CAP_NET_RAW stays; not ports (too old)"
+        );
         let registry = Registry::new();
         sandbox.show(&registry).unwrap();
         let family = &registry.gather()[0];

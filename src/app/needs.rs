@@ -13,7 +13,14 @@ use crate::sandbox::Needs;
 impl Sockets {
     /// What is needed once these are bound.
     pub(super) fn needs(&self, config: &Config) -> Needs {
-        let mut needs = Needs::default();
+        let mut needs = Needs {
+            foreign_addresses: config.keeps_client_addresses(),
+            ..Needs::default()
+        };
+        if needs.foreign_addresses {
+            // Before it is connected from one it is bound to it, at whatever port.
+            needs.bind.push(0);
+        }
         // They are bound a second time, when they begin to listen.
         for (_, bound) in self.data.iter().flatten() {
             needs.bind.extend(port(bound.address()));

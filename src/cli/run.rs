@@ -10,14 +10,12 @@ use crate::{app, runtime, telemetry};
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// The configuration file
-    #[arg(
-        short,
-        long,
-        value_name = "FILE",
-        default_value = "/etc/doorward/doorward.yaml"
-    )]
+    #[arg(short, long, value_name = "FILE", default_value = CONFIG)]
     config: PathBuf,
 }
+
+/// Where the configuration is, unless the command line says otherwise.
+pub(super) const CONFIG: &str = "/etc/doorward/doorward.yaml";
 
 /// Runs until told to stop.
 ///

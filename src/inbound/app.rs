@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use ::http::uri::Scheme;
 
 use crate::document::Node;
 use crate::lifecycle::Tasks;
-use crate::listen::{self, Address, Stream};
+use crate::listen::{self, Address, Source, Stream};
 use crate::upstream::{self, Dial, DialError, Dialed, Pool, Wanted};
 
 /// Where our application listens, in plain.
@@ -49,6 +49,90 @@ impl Application {
             }
         }
     }
+
+    /// Whether it is on the loopback, at any port.
+    fn is_on_loopback(&self) -> bool {
+        match self {
+            Self::At(Address::Tcp(address)) => address.ip().is_loopback(),
+            Self::At(Address::Unix(_)) | Self::Original => false,
+            Self::Loopback => true,
+        }
+    }
+}
+
+/// Whose address the application sees at the other end of its connections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ClientAddress {
+    /// The sidecar's.
+    Sidecar,
+    /// The client's own, as the peer's sidecar has it; the port is another.
+    Kept,
+}
+
+impl ClientAddress {
+    /// Reads the key `client_address`.
+    #[must_use]
+    pub fn read(node: &Node<'_>) -> Option<Self> {
+        node.choice(&[("sidecar", Self::Sidecar), ("kept", Self::Kept)])
+    }
+
+    /// Whether it can be so where connections come to `app`, if that is known.
+    pub(super) fn check(
+        self,
+        node: &Node<'_>,
+        app: Option<&Application>,
+        is_intercepted: bool,
+    ) -> Option<Self> {
+        if self == Self::Sidecar {
+            return Some(self);
+        }
+        if !is_intercepted {
+            return node.mistake(
+                "only an entry with `intercept` keeps its clients' addresses",
+                Some("`doorward intercept apply` sets the routes that it takes"),
+            );
+        }
+        if app.is_some_and(|app| !app.is_on_loopback()) {
+            return node.mistake(
+                "an application that sees its clients' own addresses must be on the loopback",
+                Some("leave `app` out, or write `app: 127.0.0.1:PORT`: answers from there find their way back to us"),
+            );
+        }
+        Some(self)
+    }
+
+    /// What the application at `address` sees of `source`, and where it is then: an address is kept within its
+    /// family only.
+    fn of(self, address: Address, source: Source) -> Place {
+        match (self, source, &address) {
+            (Self::Kept, Source::Tcp(client), Address::Tcp(app)) => {
+                let loopback: IpAddr = match client {
+                    SocketAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
+                    SocketAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
+                };
+                let ip = match app.is_ipv4() == client.is_ipv4() {
+                    true => app.ip(),
+                    false => loopback,
+                };
+                Place {
+                    address: Address::Tcp(SocketAddr::new(ip, app.port())),
+                    client: Some(client.ip()),
+                }
+            }
+            _ => Place {
+                address,
+                client: None,
+            },
+        }
+    }
+}
+
+/// Where the application is for some connections.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Place {
+    address: Address,
+    /// The address to connect from, if not one of ours.
+    client: Option<IpAddr>,
 }
 
 /// As in the configuration.
@@ -65,6 +149,7 @@ impl fmt::Display for Application {
 /// The application of one entry, wherever it is, and the kept connections of one worker to it.
 pub(super) struct Apps {
     application: Application,
+    client_address: ClientAddress,
     timeout: Duration,
     silence: Duration,
     kept: upstream::Settings,
@@ -75,7 +160,7 @@ pub(super) struct Apps {
 #[derive(Default)]
 struct Pools {
     /// As long as a connection needs them, or for ever where there is but one place.
-    by_address: HashMap<Address, Weak<Pool<App>>>,
+    by_place: HashMap<Place, Weak<Pool<App>>>,
     only: Option<Arc<Pool<App>>>,
     /// With so many, those that nobody needs any more are looked for.
     sweep_at: usize,
@@ -85,6 +170,7 @@ impl Apps {
     pub(super) fn new(settings: &super::Settings, kept: upstream::Settings, tasks: Tasks) -> Self {
         Self {
             application: settings.app.clone(),
+            client_address: settings.client_address,
             timeout: settings.listener.connect_timeout,
             silence: settings.listener.tcp_user_timeout,
             kept,
@@ -93,38 +179,39 @@ impl Apps {
         }
     }
 
-    /// Where a connection goes on that was going to `destination`.
-    pub(super) fn of(&self, destination: Option<SocketAddr>) -> Arc<Pool<App>> {
+    /// Where a connection from `source` goes on that was going to `destination`.
+    pub(super) fn of(&self, destination: Option<SocketAddr>, source: Source) -> Arc<Pool<App>> {
         let mut pools = self.pools.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(only) = &pools.only {
             return only.clone();
         }
         let address = self.application.of(destination);
-        if let Some(pool) = pools.by_address.get(&address).and_then(Weak::upgrade) {
+        let place = self.client_address.of(address, source);
+        if let Some(pool) = pools.by_place.get(&place).and_then(Weak::upgrade) {
             return pool;
         }
         let app = App {
-            address: address.clone(),
+            place: place.clone(),
             timeout: self.timeout,
             silence: self.silence,
         };
         let pool = Pool::new(app, self.kept.clone(), self.tasks.clone());
-        if let Application::At(_) = self.application {
+        if let (Application::At(_), None) = (&self.application, place.client) {
             pools.only = Some(pool.clone());
             return pool;
         }
-        if pools.by_address.len() >= pools.sweep_at {
-            pools.by_address.retain(|_, pool| pool.strong_count() > 0);
-            pools.sweep_at = (2 * pools.by_address.len()).max(FEW);
+        if pools.by_place.len() >= pools.sweep_at {
+            pools.by_place.retain(|_, pool| pool.strong_count() > 0);
+            pools.sweep_at = (2 * pools.by_place.len()).max(FEW);
         }
-        pools.by_address.insert(address, Arc::downgrade(&pool));
+        pools.by_place.insert(place, Arc::downgrade(&pool));
         pool
     }
 
     /// Closes the kept connections.
     pub(super) fn close(&self) {
         let pools = self.pools.lock().unwrap_or_else(PoisonError::into_inner);
-        let several = pools.by_address.values().filter_map(Weak::upgrade);
+        let several = pools.by_place.values().filter_map(Weak::upgrade);
         for pool in several.chain(pools.only.clone()) {
             pool.close();
         }
@@ -145,14 +232,22 @@ const FEW: usize = 64;
 /// Our application, as a place to connect to.
 #[derive(Debug)]
 pub(super) struct App {
-    address: Address,
+    place: Place,
     timeout: Duration,
     silence: Duration,
 }
 
 impl App {
     pub(super) async fn connect(&self) -> Result<Stream, DialError> {
-        let connecting = listen::connect(&self.address, self.silence);
+        let Place { address, client } = &self.place;
+        let connecting = async {
+            match (address, client) {
+                (Address::Tcp(address), Some(client)) => {
+                    listen::connect_as(*client, *address, self.silence).await
+                }
+                _ => listen::connect(address, self.silence).await,
+            }
+        };
         match tokio::time::timeout(self.timeout, connecting).await {
             Ok(connected) => connected.map_err(DialError::Connect),
             Err(_) => Err(DialError::Timeout(self.timeout)),
@@ -163,7 +258,7 @@ impl App {
 /// Where it is.
 impl fmt::Display for App {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.address.fmt(f)
+        self.place.address.fmt(f)
     }
 }
 

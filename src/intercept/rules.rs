@@ -4,11 +4,10 @@
 //! is no moment with half of the rules. Other tables are not touched.
 
 use std::fmt::Display;
-use std::io::{self, Write};
-use std::process::{Command, ExitStatus, Stdio};
 
 use ipnet::IpNet;
 
+use super::tool::{NFT, ToolError};
 use super::{Inbound, Outbound, Ports, Settings};
 
 /// The rules that `settings` ask for, in the language of `nft`.
@@ -30,10 +29,19 @@ pub fn render(settings: &Settings) -> String {
 /// Removes the table, whether it is there or not.
 pub const REMOVE: &str = "add table inet doorward\ndelete table inet doorward\n";
 
+/// Only TCP, and only the beginning of a connection: what the kernel's memory of connections begins with the
+/// middle of one, because that was open before there were any rules, goes on as it was.
+const BEGINS: [&str; 2] = [
+    "meta l4proto != tcp return",
+    "tcp flags & (fin | syn | rst | ack) != syn return",
+];
+
 /// Connections that begin on this host. Who talks to this host itself is left alone, and so are we.
 fn outgoing(user: u32, outbound: &Outbound) -> String {
     let mut chain = Chain::new("outgoing", "nat", "output", "-100");
-    chain.rule("meta l4proto != tcp return");
+    for rule in BEGINS {
+        chain.rule(rule);
+    }
     let mut users = outbound.exclude_users.clone();
     users.push(user);
     users.sort_unstable();
@@ -54,7 +62,9 @@ fn outgoing(user: u32, outbound: &Outbound) -> String {
 /// Connections from elsewhere to an address of this host.
 fn incoming(inbound: &Inbound) -> String {
     let mut chain = Chain::new("incoming", "nat", "prerouting", "-100");
-    chain.rule("meta l4proto != tcp return");
+    for rule in BEGINS {
+        chain.rule(rule);
+    }
     chain.rule("fib daddr type != local return");
     chain.unless("tcp dport", Ports::merged(&inbound.exclude_ports));
     let to = inbound.port;
@@ -118,79 +128,23 @@ fn set<T: Display>(members: impl IntoIterator<Item = T>) -> Option<String> {
 /// Hands `text` to `nft`, which does all of it or nothing.
 ///
 /// # Errors
-/// [`NftError`] if there is no `nft`, or it refuses: without `CAP_NET_ADMIN`, or in an old kernel.
-pub fn apply(text: &str) -> Result<(), NftError> {
-    let mut nft = Command::new(NFT)
-        .args(["-f", "-"])
-        .stdin(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .map_err(NftError::Start)?;
-    let told = nft
-        .stdin
-        .take()
-        .map(|mut input| input.write_all(text.as_bytes()));
-    let output = nft.wait_with_output().map_err(NftError::Talk)?;
-    if !output.status.success() {
-        return Err(NftError::refused(output.status, &output.stderr));
-    }
-    told.unwrap_or(Ok(())).map_err(NftError::Talk)
+/// [`ToolError`] if there is no `nft`, or it refuses.
+pub fn apply(text: &str) -> Result<(), ToolError> {
+    NFT.call(&["-f", "-"], text).map(drop)
 }
 
 /// Our table as the kernel has it; none, if there is none.
 ///
 /// # Errors
-/// [`NftError`] if there is no `nft`, or it may not look.
-pub fn installed() -> Result<Option<String>, NftError> {
-    let list = |arguments: &[&str]| {
-        let output = Command::new(NFT)
-            .args(arguments)
-            .stdin(Stdio::null())
-            .output()
-            .map_err(NftError::Start)?;
-        if !output.status.success() {
-            return Err(NftError::refused(output.status, &output.stderr));
-        }
-        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
-    };
-    let tables = list(&["list", "tables", "inet"])?;
-    if !tables
-        .lines()
-        .any(|table| table.trim() == "table inet doorward")
-    {
+/// [`ToolError`] if there is no `nft`, or it may not look.
+pub fn installed() -> Result<Option<String>, ToolError> {
+    let tables = NFT.call(&["list", "tables", "inet"], "")?;
+    let ours = |table: &str| table.trim() == "table inet doorward";
+    if !tables.lines().any(ours) {
         return Ok(None);
     }
-    list(&["--numeric", "list", "table", "inet", "doorward"]).map(Some)
-}
-
-const NFT: &str = "nft";
-
-/// Why the rules are not in force, or are not known.
-#[derive(Debug, thiserror::Error)]
-pub enum NftError {
-    /// There is no `nft`.
-    #[error("cannot start `nft`: install nftables 1.0 or newer")]
-    Start(#[source] io::Error),
-    /// It does not listen.
-    #[error("cannot talk to `nft`")]
-    Talk(#[source] io::Error),
-    /// It will not.
-    #[error("`nft` ended with {status}: {said}")]
-    Refused {
-        /// How it ended.
-        status: ExitStatus,
-        /// What it said.
-        said: String,
-    },
-}
-
-impl NftError {
-    fn refused(status: ExitStatus, said: &[u8]) -> Self {
-        Self::Refused {
-            status,
-            said: String::from_utf8_lossy(said).trim().to_owned(),
-        }
-    }
+    let table = ["--numeric", "list", "table", "inet", "doorward"];
+    NFT.call(&table, "").map(Some)
 }
 
 #[cfg(test)]
@@ -218,6 +172,7 @@ table inet doorward {
 \tchain outgoing {
 \t\ttype nat hook output priority -100; policy accept;
 \t\tmeta l4proto != tcp return
+\t\ttcp flags & (fin | syn | rst | ack) != syn return
 \t\tmeta skuid { 0, 2102 } return
 \t\tfib daddr type local return
 \t\tip daddr { 10.0.0.0/8, 169.254.169.254/32 } return
@@ -228,6 +183,7 @@ table inet doorward {
 \tchain incoming {
 \t\ttype nat hook prerouting priority -100; policy accept;
 \t\tmeta l4proto != tcp return
+\t\ttcp flags & (fin | syn | rst | ack) != syn return
 \t\tfib daddr type != local return
 \t\ttcp dport { 20-24 } return
 \t\ttcp dport { 8080, 9000-9010 } redirect to :15006

@@ -4,7 +4,7 @@ use caps::{CapSet, Capability, CapsHashSet};
 use nix::sys::prctl;
 use nix::sys::resource::{Resource, setrlimit};
 
-use super::Why;
+use super::{Needs, Why};
 
 /// No program that we could start has more rights than we have.
 pub(super) fn renounce() -> Result<(), Why> {
@@ -17,9 +17,10 @@ pub(super) fn hide_memory() -> Result<(), Why> {
     setrlimit(Resource::RLIMIT_CORE, 0, 0).map_err(|error| format!("RLIMIT_CORE: {error}"))
 }
 
-/// Gives up all capabilities but the one that binds `ports` below 1024: each is bound a second time, when
-/// it begins to listen.
-pub(super) fn drop_capabilities(ports: &[u16]) -> Result<(), Why> {
+/// Gives up all capabilities but those that `needs` ask for, and says which stay: the one that binds ports below
+/// 1024, since each is bound a second time when it begins to listen, and the one that connects from addresses that
+/// are not ours.
+pub(super) fn drop_capabilities(needs: &Needs) -> Result<Vec<Capability>, Why> {
     let told = |error: caps::errors::CapsError| error.to_string();
     let held = caps::read(None, CapSet::Permitted).map_err(told)?;
     // The bounding set takes a capability to shrink. Without that it does not matter: it bounds what a new
@@ -28,11 +29,17 @@ pub(super) fn drop_capabilities(ports: &[u16]) -> Result<(), Why> {
         caps::clear(None, CapSet::Bounding).map_err(told)?;
     }
     caps::clear(None, CapSet::Ambient).map_err(told)?;
-    let mut kept = CapsHashSet::new();
-    let binds = Capability::CAP_NET_BIND_SERVICE;
-    if held.contains(&binds) && ports.iter().any(|port| (1..1024).contains(port)) {
-        kept.insert(binds);
+    let binds = needs.bind.iter().any(|port| (1..1024).contains(port));
+    let mut stay = Vec::new();
+    for (capability, is_needed) in [
+        (Capability::CAP_NET_BIND_SERVICE, binds),
+        (FOREIGN_ADDRESSES, needs.foreign_addresses),
+    ] {
+        if is_needed && held.contains(&capability) {
+            stay.push(capability);
+        }
     }
+    let kept: CapsHashSet = stay.iter().copied().collect();
     for (set, kept) in [
         (CapSet::Inheritable, CapsHashSet::new()),
         (CapSet::Effective, kept.clone()),
@@ -43,5 +50,13 @@ pub(super) fn drop_capabilities(ports: &[u16]) -> Result<(), Why> {
             caps::set(None, set, &kept).map_err(told)?;
         }
     }
-    Ok(())
+    Ok(stay)
 }
+
+/// Whether we may connect from addresses that are not ours, now.
+pub(super) fn may_use_foreign_addresses() -> bool {
+    caps::has_cap(None, CapSet::Effective, FOREIGN_ADDRESSES).unwrap_or(false)
+}
+
+/// What `IP_TRANSPARENT` takes (ip(7)).
+const FOREIGN_ADDRESSES: Capability = Capability::CAP_NET_RAW;

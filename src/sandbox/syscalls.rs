@@ -69,7 +69,17 @@ fn denied() -> Result<Rules, seccompiler::BackendError> {
         .into_iter()
         .map(|family| argument(0, Is::Ne, family));
     let other = SeccompRule::new(other.collect::<Result<_, _>>()?)?;
-    rules.insert(libc::SYS_socket, vec![other]);
+    // Whoever may connect from foreign addresses could otherwise write packets as well.
+    let raw = |family| {
+        let kind = u64::from(SOCKET_KIND.unsigned_abs());
+        let is_raw = u64::from(libc::SOCK_RAW.unsigned_abs());
+        SeccompRule::new(vec![
+            argument(0, Is::Eq, family)?,
+            SeccompCondition::new(1, Length::Dword, Is::MaskedEq(kind), is_raw)?,
+        ])
+    };
+    let sockets = vec![other, raw(libc::AF_INET)?, raw(libc::AF_INET6)?];
+    rules.insert(libc::SYS_socket, sockets);
     // Who took over could show our memory again.
     let dumpable = argument(0, Is::Eq, libc::PR_SET_DUMPABLE)?;
     rules.insert(libc::SYS_prctl, vec![SeccompRule::new(vec![dumpable])?]);
@@ -77,6 +87,9 @@ fn denied() -> Result<Rules, seccompiler::BackendError> {
     x86::close_the_side_door(&mut rules);
     Ok(rules)
 }
+
+/// What is not a flag in the type of a socket (socket(2)).
+const SOCKET_KIND: i32 = 0xf;
 
 /// Denied whatever the arguments are, on all architectures.
 const NEVER: &[libc::c_long] = &[
