@@ -6,9 +6,6 @@
 //!  test, a ── data0 ════ port0 ── br0 ── port1 ════ data1 ── b
 //!    application ── mgmt0 ═════════════════════════ mgmt1 ──┘
 //! ```
-//!
-//! No harness: namespaces are entered before there is a second thread, and where they are not allowed that
-//! is said in a word that a harness would keep to itself.
 #![allow(
     clippy::unwrap_used,
     clippy::panic,
@@ -16,39 +13,27 @@
 )]
 
 mod e2e {
+    pub(crate) mod alone;
     pub(crate) mod mesh;
 }
 
-use std::env;
 use std::fs;
-use std::future::Future;
-use std::io::{ErrorKind, Write};
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::path::Path;
-use std::pin::Pin;
-use std::process::{Child, Command, ExitCode, Stdio};
+use std::process::{Command, ExitCode};
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use nix::sched::{CloneFlags, unshare};
-use nix::unistd::{getgid, getuid};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
 
+use crate::e2e::alone::{Network, Test, Verdict, make, run};
 use crate::e2e::mesh::{
     App, Client, Dirs, Held, Http, Issuer, Mesh, Options, Plan, PolicyDir, Sidecar, eventually,
     get, grant, id, nothing_is_left, request, within,
 };
-
-type Test = fn() -> Pin<Box<dyn Future<Output = Verdict>>>;
-
-/// What has become of a test that did not fail.
-enum Verdict {
-    Passed,
-    /// It cannot be made here, and why.
-    Skipped(String),
-}
 
 const TESTS: [(&str, Test); 4] = [
     (
@@ -73,111 +58,7 @@ const TESTS: [(&str, Test); 4] = [
 ];
 
 fn main() -> ExitCode {
-    let arguments: Vec<_> = env::args().skip(1).collect();
-    let words: Vec<_> = arguments
-        .iter()
-        .filter(|word| !word.starts_with('-'))
-        .collect();
-    let chosen = |name: &str| words.is_empty() || words.iter().any(|word| name.contains(*word));
-    if arguments.iter().any(|argument| argument == "--list") {
-        for (name, _) in TESTS {
-            println!("{name}: test");
-        }
-        return ExitCode::SUCCESS;
-    }
-    let alone = leave();
-    for (name, test) in TESTS.into_iter().filter(|(name, _)| chosen(name)) {
-        let verdict = match &alone {
-            // A failure panics, which ends the process with a code of its own.
-            Ok(()) => tokio::runtime::Builder::new_multi_thread()
-                .worker_threads(2)
-                .enable_all()
-                .build()
-                .unwrap()
-                .block_on(test()),
-            Err(why) => Verdict::Skipped(why.clone()),
-        };
-        match verdict {
-            Verdict::Passed => println!("test {name} ... ok"),
-            Verdict::Skipped(why) => println!("test {name} ... SKIPPED: {why}"),
-        }
-    }
-    ExitCode::SUCCESS
-}
-
-/// Enters a network and a tree of mounts of our own.
-///
-/// # Errors
-/// Why that is not possible here.
-fn leave() -> Result<(), String> {
-    let (uid, gid) = (getuid(), getgid());
-    let mut flags = CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS;
-    if !uid.is_root() {
-        flags |= CloneFlags::CLONE_NEWUSER;
-    }
-    unshare(flags).map_err(|error| format!("no namespaces of our own: {error}"))?;
-    if !uid.is_root() {
-        let map = |file: &str, text: String| {
-            fs::write(format!("/proc/self/{file}"), text)
-                .map_err(|error| format!("cannot write {file}: {error}"))
-        };
-        map("setgroups", "deny".into())?;
-        map("uid_map", format!("0 {uid} 1"))?;
-        map("gid_map", format!("0 {gid} 1"))?;
-    }
-    run("mount --make-rprivate /")?;
-    run("ip link set lo up")
-}
-
-/// Runs a command.
-///
-/// # Errors
-/// What it says when it fails.
-fn run(command: &str) -> Result<(), String> {
-    let words: Vec<_> = command.split_whitespace().collect();
-    let output = Command::new(words[0]).args(&words[1..]).output();
-    let output = output.map_err(|error| format!("{}: {error}", words[0]))?;
-    if output.status.success() {
-        return Ok(());
-    }
-    let said = String::from_utf8_lossy(&output.stderr);
-    Err(format!("{command}: {}", said.trim()))
-}
-
-/// A network namespace, as long as this is there.
-struct Network(Child);
-
-impl Network {
-    fn new() -> Self {
-        let holder = Command::new("unshare")
-            .args(["--net", "cat"])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn();
-        let mut network = Self(holder.unwrap());
-        // Once it echoes, it is there.
-        network.0.stdin.as_mut().unwrap().write_all(b"\n").unwrap();
-        let echo = network.0.stdout.as_mut().unwrap();
-        std::io::Read::read_exact(echo, &mut [0]).unwrap();
-        network.run("ip link set lo up").unwrap();
-        network
-    }
-
-    fn file(&self) -> String {
-        format!("/proc/{}/ns/net", self.0.id())
-    }
-
-    fn run(&self, command: &str) -> Result<(), String> {
-        run(&format!("nsenter --net={} {command}", self.file()))
-    }
-}
-
-impl Drop for Network {
-    fn drop(&mut self) {
-        // It fails when it has ended before.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
+    make(&TESTS)
 }
 
 /// Two sidecars, each in a network of its own, and a switch between them.
@@ -224,7 +105,7 @@ impl Apart {
                 None => run(command).unwrap(),
                 Some(network) => network.run(command).unwrap(),
             };
-            let holder = switch.0.id();
+            let holder = switch.holder();
             here_run(&format!(
                 "ip link add {here} address {mac} type veth peer name {port} netns {holder}"
             ));
@@ -244,7 +125,7 @@ impl Apart {
             }
             switch.run(&format!("ip link set {port} up")).unwrap();
         }
-        let holder = there.0.id();
+        let holder = there.holder();
         run(&format!(
             "ip link add mgmt0 type veth peer name mgmt1 netns {holder}"
         ))

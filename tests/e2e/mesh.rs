@@ -443,8 +443,12 @@ impl Plan {
             }
         };
         let has_admin = self.rest.iter().any(|line| line.starts_with("admin:"));
-        let listeners = self.inbound.len() + self.outbound.len() + usize::from(has_admin);
-        // Inbound listeners are bound first, then outbound ones, then admin, the metrics last.
+        let intercept = self.rest.iter().find(|line| line.starts_with("intercept:"));
+        let intercepted = intercept.map_or(0, |section| section.matches("port:").count());
+        let listeners =
+            self.inbound.len() + self.outbound.len() + intercepted + usize::from(has_admin);
+        // Inbound listeners are bound first, then outbound ones, then those of what is intercepted, then admin,
+        // the metrics last.
         let mut bound = eventually(format_args!("{name} binds its sockets"), async || {
             process.assert_running();
             let bound = process.bound();
