@@ -53,15 +53,86 @@ for values in "$here"/helm/values/*.yaml; do
 done
 step helm "the notes say how to go on"
 
-# The configuration that the chart writes is the one that the binary reads.
+# Plain manifests are what the chart makes of itself.
+mkdir "$dir/plain" "$dir/data"
+HELM=$cache/bin/helm "$root/deploy/kubernetes/render" "$dir/plain"
+for rendered in "$dir"/plain/*.yaml; do
+    diff -u "$root/deploy/kubernetes/$(basename "$rendered")" "$rendered" >"$dir/diff.log" ||
+        fail "$(basename "$rendered") is not what the chart makes: run deploy/kubernetes/render"
+done
+mapfile -t manifests < <(find "$root/deploy/kubernetes" "$root/deploy/spire" "$root/deploy/cert-manager" -name '*.yaml' \
+    ! -name '*.values.yaml' | sort)
+"$cache/bin/manifests" -data "$dir/data" "${manifests[@]}" >"$dir/manifests.log" 2>&1 ||
+    fail "there are manifests that Kubernetes would not take"
+((${#manifests[@]} >= 9)) || fail "only ${#manifests[@]} manifests were seen"
+step manifests "${#manifests[@]} files are what Kubernetes knows, and those made of the chart are up to date"
+
+policies=0
+for policy in "$dir"/data/*/*.cedar; do
+    # On the day they were written there was nothing to warn of.
+    "$doorward" check --policy "$(dirname "$policy")" --deny all --at 2026-11-22T12:00:00Z >"$dir/check.log" 2>&1 ||
+        fail "a policy in a ConfigMap is not sound"
+    policies=$((policies + 1))
+done
+((policies > 0)) || fail "no policies were seen"
+step manifests "policies in ConfigMaps are sound"
+
+# The configuration that the chart writes is the one that the binary reads, and the example's pods can be injected.
 if "$doorward" inject --help >/dev/null 2>&1; then
-    for values in "$here"/helm/values/*.yaml; do
-        render --values "$values" --show-only templates/configmap.yaml | sed -n '/inject.yaml: |/,$p' | sed '1d; s/^    //' \
-            >"$dir/inject.yaml"
-        "$doorward" inject --config "$dir/inject.yaml" <<<'' >"$dir/inject.log" 2>&1 ||
-            fail "doorward does not read the configuration made of $values"
+    "$doorward" inject --config "$dir/data/doorward-webhook/inject.yaml" <"$root/deploy/kubernetes/example/invoices.yaml" \
+        >"$dir/invoices.yaml" 2>"$dir/inject.log" || fail "deploy/kubernetes/example/invoices.yaml is not injected"
+    "$doorward" inject <"$root/deploy/kubernetes/example/checkout.yaml" >"$dir/checkout.yaml" 2>"$dir/inject.log" ||
+        fail "deploy/kubernetes/example/checkout.yaml is not injected"
+    for injected in "$dir/invoices.yaml" "$dir/checkout.yaml"; do
+        grep -q "name: doorward-intercept" "$injected" || fail "$injected: nothing was injected"
+        "$cache/bin/manifests" "$injected" >"$dir/manifests.log" 2>&1 || fail "Kubernetes would not take $injected"
     done
-    step helm "doorward reads the configuration that the chart writes"
+    step manifests "the example is injected with the configuration that the chart writes"
 else
-    echo "SKIPPED: the configuration that the chart writes: this doorward has no inject"
+    echo "SKIPPED: injecting the example: this doorward has no inject"
 fi
+
+# SPIRE itself reads its configuration, and takes the entries.
+if [[ ! -x $cache/bin/spire-server ]]; then
+    echo "SKIPPED: deploy/spire with SPIRE itself: tests/interop/spire.sh builds it"
+    exit
+fi
+for of in server agent; do
+    "$cache/bin/spire-$of" validate -config "$dir/data/spire-$of/$of.conf" >"$dir/validate.log" 2>&1 ||
+        fail "SPIRE's $of does not understand $of.conf"
+done
+ports server
+mkdir "$dir/server"
+cat >"$dir/server.conf" <<CONF
+server {
+    bind_address = "127.0.0.1"
+    bind_port = "$server"
+    socket_path = "$dir/server.sock"
+    trust_domain = "example.org"
+    data_dir = "$dir/server"
+}
+plugins {
+    DataStore "sql" {
+        plugin_data { database_type = "sqlite3", connection_string = "$dir/server/store.sqlite3" }
+    }
+    KeyManager "memory" { plugin_data {} }
+    NodeAttestor "join_token" { plugin_data {} }
+}
+CONF
+start server "$cache/bin/spire-server" run -config "$dir/server.conf"
+is_healthy() { "$cache/bin/spire-server" healthcheck -socketPath "$dir/server.sock" >/dev/null 2>&1; }
+await 30 "SPIRE's server is healthy" is_healthy
+# The command's own words come first, where to find the server last.
+cat >"$dir/spire-server" <<SH
+#!/bin/sh
+exec "$cache/bin/spire-server" "\$@" -socketPath "$dir/server.sock"
+SH
+chmod +x "$dir/spire-server"
+SPIRE_SERVER=$dir/spire-server "$root/deploy/spire/register" >"$dir/register.log" 2>&1 || fail "SPIRE does not take the entries"
+"$dir/spire-server" entry show >"$dir/entries.log"
+for entry in node doorward/webhook ns/shop/sa/invoices ns/shop/sa/checkout; do
+    grep -q ": spiffe://example.org/$entry\$" "$dir/entries.log" || fail "there is no entry for $entry"
+done
+grep -q ": doorward-webhook.doorward.svc\$" "$dir/entries.log" || fail "the webhook has no name"
+finish server
+step spire "understands deploy/spire, and takes the entries of deploy/spire/register"

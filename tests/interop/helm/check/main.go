@@ -1,14 +1,18 @@
 // Are these manifests what Kubernetes, and those who extend it, understand? Every document of the files named
 // is read strictly into the types of its API: a key that there is not, or a value of another kind, is a mistake.
 // What belongs together is held against each other: selectors and labels, ports, accounts, volumes.
+//
+// With `-data DIRECTORY`, what ConfigMaps hold is written to DIRECTORY/NAME/KEY.
 package main
 
 import (
 	"bufio"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"strings"
 
 	certmanager "github.com/cert-manager/cert-manager/pkg/apis/certmanager/v1"
@@ -25,9 +29,11 @@ import (
 )
 
 func main() {
+	data := flag.String("data", "", "where to write what ConfigMaps hold")
+	flag.Parse()
 	failed := false
-	for _, path := range os.Args[1:] {
-		seen, err := file(path)
+	for _, path := range flag.Args() {
+		seen, err := file(path, *data)
 		if err != nil {
 			fmt.Fprintf(os.Stderr, "%s: %v\n", path, err)
 			failed = true
@@ -35,12 +41,12 @@ func main() {
 		}
 		fmt.Printf("%s: %d objects\n", path, seen)
 	}
-	if failed || len(os.Args) == 1 {
+	if failed || flag.NArg() == 0 {
 		os.Exit(1)
 	}
 }
 
-func file(path string) (int, error) {
+func file(path, data string) (int, error) {
 	opened, err := os.Open(path)
 	if err != nil {
 		return 0, err
@@ -74,7 +80,24 @@ func file(path string) (int, error) {
 	if len(objects) == 0 && len(mistakes) == 0 {
 		return 0, errors.New("there is nothing in it")
 	}
+	for _, object := range objects {
+		if config, ok := object.(*core.ConfigMap); ok && data != "" {
+			mistakes = append(mistakes, write(filepath.Join(data, config.Name), config.Data))
+		}
+	}
 	return len(objects), errors.Join(append(mistakes, together(objects)...)...)
+}
+
+func write(dir string, files map[string]string) error {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	for name, text := range files {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func isEmpty(text string) bool {
@@ -98,12 +121,12 @@ func named(object runtime.Object) error {
 // together holds what belongs together against each other, in one file.
 func together(objects []runtime.Object) (mistakes []error) {
 	for _, object := range objects {
-		deployment, ok := object.(*apps.Deployment)
+		workload, ok := workloadOf(object)
 		if !ok {
 			continue
 		}
-		for _, err := range within(deployment, objects) {
-			mistakes = append(mistakes, fmt.Errorf("the Deployment %s: %w", deployment.Name, err))
+		for _, err := range within(workload, objects) {
+			mistakes = append(mistakes, fmt.Errorf("the workload %s: %w", workload.name, err))
 		}
 	}
 	for _, object := range objects {
@@ -114,32 +137,57 @@ func together(objects []runtime.Object) (mistakes []error) {
 	return mistakes
 }
 
-func within(deployment *apps.Deployment, objects []runtime.Object) (mistakes []error) {
-	template := deployment.Spec.Template
-	selector, err := meta.LabelSelectorAsSelector(deployment.Spec.Selector)
-	if err != nil || selector.Empty() || !selector.Matches(labels.Set(template.Labels)) {
+// workload is whatever makes pods.
+type workload struct {
+	namespace, name string
+	selector        *meta.LabelSelector
+	template        core.PodTemplateSpec
+	claims          []core.PersistentVolumeClaim
+}
+
+func workloadOf(object runtime.Object) (workload, bool) {
+	switch it := object.(type) {
+	case *apps.Deployment:
+		return workload{it.Namespace, it.Name, it.Spec.Selector, it.Spec.Template, nil}, true
+	case *apps.DaemonSet:
+		return workload{it.Namespace, it.Name, it.Spec.Selector, it.Spec.Template, nil}, true
+	case *apps.StatefulSet:
+		return workload{it.Namespace, it.Name, it.Spec.Selector, it.Spec.Template, it.Spec.VolumeClaimTemplates}, true
+	}
+	return workload{}, false
+}
+
+func within(it workload, objects []runtime.Object) (mistakes []error) {
+	selector, err := meta.LabelSelectorAsSelector(it.selector)
+	if err != nil || selector.Empty() || !selector.Matches(labels.Set(it.template.Labels)) {
 		mistakes = append(mistakes, errors.New("it selects other pods than it makes"))
 	}
 	volumes := map[string]bool{}
-	for _, volume := range template.Spec.Volumes {
+	for _, claim := range it.claims {
+		volumes[claim.Name] = true
+	}
+	for _, volume := range it.template.Spec.Volumes {
 		volumes[volume.Name] = true
-		if source := volume.ConfigMap; source != nil && !exists(objects, deployment.Namespace, source.Name, isConfigMap) {
+		if source := volume.ConfigMap; source != nil && !exists(objects, it.namespace, source.Name, isConfigMap) {
 			mistakes = append(mistakes, fmt.Errorf("the ConfigMap %s is not here", source.Name))
 		}
 	}
-	containers := append(template.Spec.InitContainers, template.Spec.Containers...)
-	for _, container := range containers {
+	for _, container := range containers(it.template.Spec) {
 		for _, mount := range container.VolumeMounts {
 			if !volumes[mount.Name] {
 				mistakes = append(mistakes, fmt.Errorf("there is no volume %s", mount.Name))
 			}
 		}
 	}
-	account := template.Spec.ServiceAccountName
-	if account != "" && !exists(objects, deployment.Namespace, account, isServiceAccount) {
+	account := it.template.Spec.ServiceAccountName
+	if account != "" && !exists(objects, it.namespace, account, isServiceAccount) {
 		mistakes = append(mistakes, fmt.Errorf("the ServiceAccount %s is not here", account))
 	}
 	return mistakes
+}
+
+func containers(pod core.PodSpec) []core.Container {
+	return append(append([]core.Container{}, pod.InitContainers...), pod.Containers...)
 }
 
 func isConfigMap(object runtime.Object) bool {
@@ -162,15 +210,15 @@ func exists(objects []runtime.Object, namespace, name string, is func(runtime.Ob
 	return false
 }
 
-// anyPod says whether each port of a service leads to one that a pod of a Deployment here has.
+// anyPod says whether each port of a service leads to one that a pod here has.
 func anyPod(service *core.Service, objects []runtime.Object) bool {
 	for _, object := range objects {
-		deployment, ok := object.(*apps.Deployment)
-		if !ok || deployment.Namespace != service.Namespace {
+		it, ok := workloadOf(object)
+		if !ok || it.namespace != service.Namespace {
 			continue
 		}
-		template := deployment.Spec.Template
-		if labels.SelectorFromSet(service.Spec.Selector).Matches(labels.Set(template.Labels)) && leads(service, template.Spec) {
+		selects := labels.SelectorFromSet(service.Spec.Selector).Matches(labels.Set(it.template.Labels))
+		if selects && leads(service, it.template.Spec) {
 			return true
 		}
 	}
@@ -179,7 +227,7 @@ func anyPod(service *core.Service, objects []runtime.Object) bool {
 
 func leads(service *core.Service, pod core.PodSpec) bool {
 	has := map[string]bool{}
-	for _, container := range append(pod.InitContainers, pod.Containers...) {
+	for _, container := range containers(pod) {
 		for _, port := range container.Ports {
 			has[port.Name] = true
 			has[fmt.Sprint(port.ContainerPort)] = true
