@@ -92,6 +92,19 @@ else
     echo "SKIPPED: injecting the example: this doorward has no inject"
 fi
 
+# The README names files that there are, and commands that Helm takes with this chart.
+while read -r named; do
+    [[ -e $root/$named ]] || fail "README.md names $named, which is not there"
+done < <(grep -o 'deploy/[A-Za-z0-9_./-]*[A-Za-z0-9]' "$root/README.md" | sort -u)
+told=0
+while read -r command; do
+    # shellcheck disable=SC2086
+    (cd -- "$root" && helm ${command#helm } --dry-run=client) >"$dir/told.log" 2>&1 || fail "in README.md: $command"
+    told=$((told + 1))
+done < <(sed -e ':a' -e '/\\$/{N;s/ *\\\n */ /;ba' -e '}' "$root/README.md" | grep '^helm install doorward ' | sed 's/ --wait//')
+((told == 2)) || fail "$told installations of the README were tried"
+step README "its files are there, and Helm takes its commands"
+
 # SPIRE itself reads its configuration, and takes the entries.
 if [[ ! -x $cache/bin/spire-server ]]; then
     echo "SKIPPED: deploy/spire with SPIRE itself: tests/interop/spire.sh builds it"
