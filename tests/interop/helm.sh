@@ -79,13 +79,13 @@ step manifests "policies in ConfigMaps are sound"
 
 # The configuration that the chart writes is the one that the binary reads, and the example's pods can be injected.
 if "$doorward" inject --help >/dev/null 2>&1; then
-    "$doorward" inject --config "$dir/data/doorward-webhook/inject.yaml" <"$root/deploy/kubernetes/example/invoices.yaml" \
-        >"$dir/invoices.yaml" 2>"$dir/inject.log" || fail "deploy/kubernetes/example/invoices.yaml is not injected"
-    "$doorward" inject <"$root/deploy/kubernetes/example/checkout.yaml" >"$dir/checkout.yaml" 2>"$dir/inject.log" ||
-        fail "deploy/kubernetes/example/checkout.yaml is not injected"
-    for injected in "$dir/invoices.yaml" "$dir/checkout.yaml"; do
-        grep -q "name: doorward-intercept" "$injected" || fail "$injected: nothing was injected"
-        "$cache/bin/manifests" "$injected" >"$dir/manifests.log" 2>&1 || fail "Kubernetes would not take $injected"
+    for application in invoices checkout; do
+        "$doorward" inject --config "$dir/data/doorward-webhook/inject.yaml" \
+            "$root/deploy/kubernetes/example/$application.yaml" >"$dir/$application.yaml" 2>"$dir/inject.log" ||
+            fail "deploy/kubernetes/example/$application.yaml is not injected"
+        grep -q "name: doorward-intercept" "$dir/$application.yaml" || fail "nothing was injected into $application"
+        "$cache/bin/manifests" "$dir/$application.yaml" >"$dir/manifests.log" 2>&1 ||
+            fail "Kubernetes would not take $application with its sidecar"
     done
     step manifests "the example is injected with the configuration that the chart writes"
 else
