@@ -195,6 +195,7 @@ fn probe() -> ! {
         written: vec!["written/file".into()],
         bind: Vec::new(),
         connect: vec![port("NEEDED_PORT")],
+        foreign_addresses: false,
     };
     let sandbox = sandbox::enter(&settings, &needs).unwrap();
     let parts = sandbox.parts().filter(|(_, missing)| missing.is_none());
