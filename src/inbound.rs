@@ -405,6 +405,47 @@ impl Connection {
 mod tests {
     use super::*;
 
+    use crate::document::Document;
+
+    #[test]
+    fn what_an_entry_cannot_be_is_told_where_it_is_written() {
+        for (text, message) in [
+            ("intercept: 80", ""),
+            ("intercept: [80, 90-99]\napp: original", ""),
+            ("intercept: 80\nclient_address: kept", ""),
+            ("intercept: 80\nclient_address: kept\napp: '[::1]:80'", ""),
+            ("listen: '[::]:80'\napp: '127.0.0.1:80'", ""),
+            ("listen: '[::]:80'", "the key `app` is missing"),
+            ("app: '127.0.0.1:80'", "the key `listen` is missing"),
+            (
+                "listen: '[::]:80'\nintercept: 80\napp: '127.0.0.1:80'",
+                "connections come in by `listen` or by `intercept`, and here are both",
+            ),
+            (
+                "listen: '[::]:80'\napp: original",
+                "app: `original` is where an intercepted connection was going",
+            ),
+            (
+                "listen: '[::]:80'\napp: '127.0.0.1:80'\nclient_address: kept",
+                "client_address: only an entry with `intercept` keeps",
+            ),
+            (
+                "intercept: 80\napp: original\nclient_address: kept",
+                "client_address: an application that sees its clients' own addresses must be on the loopback",
+            ),
+            ("intercept: 0", "intercept: `0`: write a port"),
+            ("intercept: 9-8", "intercept: `9-8`: write a port"),
+            ("intercept: []", "intercept: at least one"),
+        ] {
+            let text = format!("service: a\n{text}");
+            let read = Document::new("x.yaml", &*text).read(|node| Settings::read(&node));
+            let told = read.map(|_| String::new());
+            let told = told.unwrap_or_else(|mistakes| mistakes.to_string());
+            assert_eq!(told.is_empty(), message.is_empty(), "{text}\n{told}");
+            assert!(told.contains(message), "{text}\n{told}");
+        }
+    }
+
     type Io = Box<TlsStream<Stream>>;
 
     /// They are allocated for each open connection: whatever grows them costs every idle one.

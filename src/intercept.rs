@@ -241,7 +241,8 @@ impl fmt::Display for Ports {
 pub struct PortsError;
 
 /// Where the connection accepted on `socket` was going before the packet filter led it here
-/// (`SO_ORIGINAL_DST`, `IP6T_SO_ORIGINAL_DST`). `local` is where it arrived.
+/// (`SO_ORIGINAL_DST`, `IP6T_SO_ORIGINAL_DST`). `local` is where it arrived, an IPv4 address as one also where the
+/// socket takes both families.
 ///
 /// # Errors
 /// [`Direct`] if nobody led it here: it was made to our port. Whoever did so may be anybody.

@@ -70,6 +70,9 @@ impl Networks {
     /// # Errors
     /// Why there can be none.
     fn new() -> Result<Self, String> {
+        if !may_be_others() {
+            return Err("there is no other user here than our own".into());
+        }
         static COUNT: AtomicUsize = AtomicUsize::new(1);
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         let (client, server) = (Network::new(), Network::new());
@@ -100,12 +103,24 @@ impl Networks {
             }
         }
         server.run("nft list tables")?;
+        // The strictest that a host can be about where packets come from.
+        server.run("sysctl -q -w net.ipv4.conf.all.rp_filter=1")?;
         Ok(Self {
             client,
             server,
             mgmt: format!("10.10.{number}.2").parse().unwrap(),
         })
     }
+}
+
+/// Whether there are users with other numbers, in the range of them that is ours.
+fn may_be_others() -> bool {
+    let map = std::fs::read_to_string("/proc/self/uid_map").unwrap();
+    let has = |line: &str| {
+        let numbers: Vec<u64> = line.split_whitespace().flat_map(str::parse).collect();
+        matches!(numbers[..], [first, _, count] if (first..first + count).contains(&SOMEBODY.into()))
+    };
+    map.lines().any(has)
 }
 
 /// Does `work` in a network, as a user.
@@ -206,9 +221,10 @@ fn rules(network: &Network) -> String {
 /// A sidecar `a` of the client, and `b` of the server, which serves what is intercepted.
 struct Pair {
     b: Sidecar,
-    /// Where `a` takes requests for the server's port 8080 and 8081, by IPv4 and by IPv6.
+    /// Where `a` takes requests for the server's ports 8080, 8081 and 8083, by IPv4 and by IPv6.
     http: [String; 2],
     tcp: [String; 2],
+    original: [String; 2],
     config: String,
     _a: Sidecar,
     _issuer: Issuer,
@@ -227,24 +243,27 @@ impl Pair {
         // The port that was dialled, not the one that connections are led to.
         let grant = format!(
             "permit (principal == Workload::\"{}\", action, resource == Service::\"{SERVICE}\")\n\
-             when {{ context.port == 8080 || context.port == 8081 }};",
+             when {{ [8080, 8081, 8083].contains(context.port) }};",
             id("a")
         );
         policy.write("policy.cedar", &governed("known-ports", &grant));
         let mut b = Plan::new("b")
             .network(networks.server.file())
             .with(INTERCEPT)
+            .with("workers: 1")
             .with(format!("metrics: {{ listen: '{}:9901' }}", networks.mgmt))
             .with(format!("policy: {{ dir: '{}' }}", policy.0.display()))
             .with(format!(
                 "inbound:\n\
                  - {{ intercept: [8080, 8082], service: {SERVICE}, protocol: http{entry} }}\n\
-                 - {{ intercept: 8081, service: {SERVICE}, protocol: tcp{entry} }}"
+                 - {{ intercept: 8081, service: {SERVICE}, protocol: tcp{entry} }}\n\
+                 - {{ intercept: 8083, service: {SERVICE}, protocol: http, app: original }}\n\
+                 - {{ intercept: 8084, service: crowded, max_connections: 1 }}"
             ))
             .start(&dirs, &issuer)
             .await;
         let mut a = Plan::new("a").network(networks.client.file());
-        for (port, protocol) in [(8080, "http"), (8081, "tcp")] {
+        for (port, protocol) in [(8080, "http"), (8081, "tcp"), (8083, "http")] {
             for address in [SERVER.to_owned(), format!("[{SERVER6}]")] {
                 let keys = format!("protocol: {protocol}");
                 a = a.outbound(format_args!("{address}:{port}"), &id("b"), &keys);
@@ -256,6 +275,7 @@ impl Pair {
         Self {
             http: [at(0), at(1)],
             tcp: [at(2), at(3)],
+            original: [at(4), at(5)],
             config: dirs.file("b.yaml").to_str().unwrap().to_owned(),
             b,
             _a: a,
@@ -285,6 +305,8 @@ async fn what_peers_send_to_the_application_is_led_to_the_sidecar_and_only_that(
     tell_addresses(server, "127.0.0.1:8081");
     tell_addresses(server, "[::]:2222");
     tell_addresses(server, "[::]:7070");
+    tell_addresses(server, "10.9.0.2:8083");
+    tell_addresses(server, "[fd09::2]:8083");
     let pair = Pair::new(&networks, "").await;
     assert_eq!(pair.capabilities(), "");
     intercepted(server, &["apply", "--config", &pair.config]);
@@ -313,6 +335,21 @@ async fn what_peers_send_to_the_application_is_led_to_the_sidecar_and_only_that(
             "{source}"
         );
     }
+
+    for (entrance, own) in pair.original.iter().zip([SERVER, SERVER6]) {
+        let told = eventually("the pair answers", async || {
+            ask(client, ROOT, entrance).ok()
+        });
+        assert_eq!(told.await, own);
+    }
+
+    // An entry that is full: its next connections are reset, those to others are not.
+    let _only = connect(client, ROOT, "10.9.0.2:8084").unwrap();
+    let refused = ask(client, ROOT, "10.9.0.2:8084").unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::ConnectionReset);
+    let full = [("service", "crowded"), ("limit", "connections")];
+    pair.b.counts("doorward_limits_hit_total", &full, 1.0).await;
+    ask(client, ROOT, &pair.http[0]).unwrap();
 
     // A port that is led here and that nobody serves.
     let refused = ask(client, ROOT, "10.9.0.2:9999").unwrap_err();
