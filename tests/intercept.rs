@@ -24,7 +24,7 @@ use std::path::PathBuf;
 use std::process::{Command, ExitCode, Output};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use doorward::intercept::original_destination;
 use nix::sched::{CloneFlags, setns};
@@ -247,8 +247,16 @@ impl Pair {
             id("a")
         );
         policy.write("policy.cedar", &governed("known-ports", &grant));
-        let mut b = Plan::new("b")
-            .network(networks.server.file())
+        let b = Plan::new("b");
+        let network = networks.server.file();
+        let b = match entry {
+            // From its first moment on without any right of root.
+            "" => b.after(format!(
+                "exec nsenter --net={network} setpriv --bounding-set=-all \"$0\" \"$@\" #"
+            )),
+            _ => b.network(network),
+        };
+        let mut b = b
             .with(INTERCEPT)
             .with("workers: 1")
             .with(format!("metrics: {{ listen: '{}:9901' }}", networks.mgmt))
@@ -432,7 +440,9 @@ impl Listening {
     /// Where a connection of `user` to `to` came out: at the sidecar, which knows where it was going, or outside.
     fn find(&self, networks: &Networks, user: u32, to: &str) -> Option<SocketAddr> {
         let _connection = connect(&networks.server, user, to).unwrap();
+        let limit = Instant::now() + PATIENCE;
         loop {
+            assert!(Instant::now() < limit, "{to} came out nowhere");
             self.led.set_nonblocking(true).unwrap();
             if let Ok((accepted, _)) = self.led.accept() {
                 let local = accepted.local_addr().unwrap();
