@@ -193,6 +193,12 @@ impl Ports {
         (self.first..=self.last).contains(&port)
     }
 
+    /// Whether all of `other` are among them.
+    #[must_use]
+    pub fn covers(self, other: Self) -> bool {
+        self.first <= other.first && other.last <= self.last
+    }
+
     /// The same ports in as few ranges as can be, in their order.
     #[must_use]
     pub fn merged(several: &[Self]) -> Vec<Self> {

@@ -5,6 +5,7 @@ mod http;
 mod intercepted;
 mod peers;
 pub mod retry;
+pub mod routes;
 mod tcp;
 mod tunnels;
 

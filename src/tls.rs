@@ -9,6 +9,7 @@
 //! remembered with it (`tls/proven.rs`), so the signatures under a chain are checked once, not each time.
 
 pub mod detect;
+pub mod name;
 mod proven;
 mod verdicts;
 pub mod verify;
