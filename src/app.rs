@@ -27,6 +27,7 @@ use crate::federation::{self, Federation};
 use crate::identity::crl::{Crls, Revoking};
 use crate::identity::shown::Shown;
 use crate::inbound::{self, Inbound};
+use crate::intercept::Otherwise;
 use crate::lifecycle::{CUT_TAKES_AT_MOST, Lifecycle, Phase, Tasks};
 use crate::limits::Credit;
 use crate::listen::{self, Address, Bound, Entrance, Listener};
@@ -58,7 +59,7 @@ pub fn run(config: Config) -> anyhow::Result<ExitCode> {
     let federation =
         Federation::open(&config.federation, longest, &federation).context("cannot federate")?;
     let names = discovery::Metrics::register(registries.process())?;
-    let hosts = config.outbound.iter().map(|settings| settings.to.host());
+    let hosts = config.outbound.iter().flat_map(outbound::Settings::hosts);
     let directory = Arc::new(Directory::new(hosts));
     let fingerprints = Arc::new(match &config.audit.fingerprint_key {
         Some(path) => secrets::Key::open(path),
@@ -223,7 +224,7 @@ enum Settings {
 #[derive(Clone)]
 enum Intercepted {
     Inbound(Vec<inbound::Settings>),
-    Outbound(Vec<outbound::Settings>),
+    Outbound(Vec<outbound::Settings>, Otherwise),
 }
 
 impl Settings {
@@ -235,7 +236,7 @@ impl Settings {
             Self::Intercepted(Intercepted::Inbound(entries)) => {
                 entries.iter().map(|entry| entry.listener.silence()).max()
             }
-            Self::Intercepted(Intercepted::Outbound(entries)) => {
+            Self::Intercepted(Intercepted::Outbound(entries, _)) => {
                 entries.iter().map(|entry| entry.listener.silence()).max()
             }
         };
@@ -284,6 +285,8 @@ impl Sockets {
             }
         }
         let intercept = config.intercept.as_ref();
+        let otherwise = intercept.and_then(|settings| Some(settings.outbound.as_ref()?.otherwise));
+        let otherwise = otherwise.unwrap_or(Otherwise::Deny);
         let ports = [
             (
                 intercept.and_then(|settings| Some(settings.inbound.as_ref()?.port)),
@@ -291,7 +294,7 @@ impl Sockets {
             ),
             (
                 intercept.and_then(|settings| Some(settings.outbound.as_ref()?.port)),
-                Intercepted::Outbound(outbound),
+                Intercepted::Outbound(outbound, otherwise),
             ),
         ];
         for (port, entries) in ports {
@@ -329,9 +332,14 @@ impl Settings {
     fn what(&self) -> String {
         match self {
             Self::Inbound(settings) => format!("inbound for {}", settings.service),
-            Self::Outbound(settings) => format!("outbound to {}", settings.to),
+            Self::Outbound(settings) => format!("outbound to {}", settings.label()),
             Self::Intercepted(Intercepted::Inbound(_)) => "intercepted inbound".into(),
-            Self::Intercepted(Intercepted::Outbound(_)) => "intercepted outbound".into(),
+            Self::Intercepted(Intercepted::Outbound(_, Otherwise::Deny)) => {
+                "intercepted outbound".into()
+            }
+            Self::Intercepted(Intercepted::Outbound(_, Otherwise::Passthrough)) => {
+                "intercepted outbound; what no entry leads on passes through in plain".into()
+            }
         }
     }
 }
@@ -598,8 +606,8 @@ impl Share {
                         }),
                     );
                 }
-                (Settings::Intercepted(Intercepted::Outbound(entries)), _) => {
-                    let outbound = outbound::Intercepted::new(entries, &worker);
+                (Settings::Intercepted(Intercepted::Outbound(entries, otherwise)), _) => {
+                    let outbound = outbound::Intercepted::new(entries, otherwise, &worker);
                     let (pools, tally) = (outbound.clone(), outbound.tally());
                     close.push(Box::new(move || pools.close()));
                     let spawner = tasks.clone();

@@ -540,7 +540,10 @@ impl Record {
         let verdict = self.facts.verdict.as_ref();
         self.facts.kind == Kind::Connection
             || outcome.is_refusal()
-            || verdict.is_some_and(|verdict| !verdict.allowed || verdict.observed.is_some())
+            || verdict.is_some_and(|verdict| {
+                // What passes for another reason than a grant is told always.
+                !verdict.allowed || verdict.observed.is_some() || verdict.reason.is_some()
+            })
             || self
                 .carried()
                 .is_some_and(|carried| carried.action() != Action::Observed)

@@ -55,6 +55,17 @@ pub struct Outbound {
     pub exclude_addresses: Vec<IpNet>,
     /// Not those of these users, by number.
     pub exclude_users: Vec<u32>,
+    /// What becomes of those that no entry of `outbound` leads on.
+    pub otherwise: Otherwise,
+}
+
+/// What becomes of an intercepted connection that no entry leads on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Otherwise {
+    /// It is refused.
+    Deny,
+    /// It goes on to where it was going, in plain, whoever is there.
+    Passthrough,
 }
 
 impl Settings {
@@ -131,11 +142,18 @@ impl Outbound {
         let exclude_users = section.or("exclude_users", Vec::new(), |node| {
             node.one_or_more(|node| number(&node))
         });
+        let otherwise = section.or("otherwise", Otherwise::Deny, |node| {
+            node.choice(&[
+                ("deny", Otherwise::Deny),
+                ("passthrough", Otherwise::Passthrough),
+            ])
+        });
         Some(Self {
             port: port?,
             exclude_ports: exclude_ports?,
             exclude_addresses: exclude_addresses?,
             exclude_users: exclude_users?,
+            otherwise: otherwise?,
         })
     }
 }

@@ -44,6 +44,12 @@ impl Doorstep {
         }
     }
 
+    /// Counts what no entry serves, and connections before it is known which one does.
+    #[must_use]
+    pub fn meter(&self) -> &Arc<Meter> {
+        &self.meter
+    }
+
     /// Counts what is reached of the port's limits.
     #[must_use]
     pub fn tally(&self) -> &Tally {

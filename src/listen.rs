@@ -25,7 +25,7 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixListener, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::descriptors::{self, Use};
-use crate::document::{Node, Section};
+use crate::document::{Document, Node, Section};
 use crate::limits::{self, Limit, Tally};
 
 /// An address to listen on or to connect to: `127.0.0.1:8080`, `[::1]:8080` or `unix:/run/app.sock`.
@@ -141,6 +141,14 @@ pub struct Settings {
     /// A connection opened onwards whose other side gives no sign of life, or takes nothing, for this long is
     /// closed.
     pub tcp_user_timeout: Duration,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Document::new("", "")
+            .read(|node| Self::read(&mut node.section()?))
+            .expect("every key has a default")
+    }
 }
 
 impl Settings {

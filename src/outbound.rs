@@ -3,6 +3,7 @@
 pub mod balance;
 mod http;
 mod intercepted;
+mod originals;
 mod peers;
 pub mod retry;
 pub mod routes;
@@ -11,7 +12,7 @@ mod tunnels;
 
 use std::fmt;
 use std::io;
-use std::net::{Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::pin::Pin;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -24,10 +25,12 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio_rustls::client::TlsStream;
 
 pub use self::intercepted::Intercepted;
+use self::originals::Originals;
 use self::peers::Peers;
+use self::routes::{Names, Pattern};
 pub use self::tunnels::Tunnel;
 use crate::audit::{self, Direction, Verdict};
-use crate::document::Node;
+use crate::document::{Document, Node, Section};
 use crate::exchange::Meter;
 use crate::limits::{Requests, Tally};
 use crate::listen::{self, Address, Entrance, Protocol, Source, Stream};
@@ -36,22 +39,22 @@ use crate::secrets::{self, Guard};
 use crate::serve;
 use crate::session::{Roll, Standing};
 use crate::telemetry::chain;
-use crate::tls::detect::{self, Detected};
+use crate::tls::detect::{self, Detected, Prefixed};
 use crate::tls::{self, Connector, Endpoint, Expected, HandshakeError, Offer, Peer, Secured};
 use crate::upstream::{self, Dial, DialError, Dialed, Place, Queue, Wanted};
 use crate::worker::Worker;
 
-/// One listener for our application, and the one place it leads to.
+/// One way out for our application, and where it leads.
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// Where our application connects to, in plain; intercepted is what it connects to there.
-    pub entrance: Entrance<Vec<Destination>>,
+    pub entrance: Entrance<Vec<Pattern>>,
     /// What it may speak.
     pub listener: listen::Settings,
     /// Where the peer's sidecar listens.
-    pub to: Destination,
-    /// Who may answer there. Nobody else gets a byte.
-    pub peer: Arc<Expected>,
+    pub to: To,
+    /// Who may answer there. Nobody else gets a byte. None for [`Settings::passthrough`]: nobody is asked.
+    pub peer: Option<Arc<Expected>>,
     /// How many connections to the peers may be open, and how many requests may wait for one.
     pub limits: upstream::Limits,
     /// When one of several addresses is left out for a while.
@@ -72,14 +75,50 @@ impl Settings {
     pub fn read(node: &Node<'_>) -> Option<Self> {
         let mut section = node.section()?;
         let entrance = Entrance::read(&mut section, |node| {
-            node.one_or_more(|destination| destination.parse())
+            node.one_or_more(|pattern| pattern.parse())
         });
-        let listener = listen::Settings::read(&mut section);
-        let to = section.required("to", |node| node.parse());
+        // Who has written none was told so.
+        let is_intercepted = entrance
+            .as_ref()
+            .is_none_or(|entrance| entrance.intercepted().is_some());
+        let to = match is_intercepted {
+            true => section.or("to", To::Original, |node| To::read(&node, true)),
+            false => section.required("to", |node| To::read(&node, false)),
+        };
         let peer = section.required("peer", |node| {
             let several = node.one_or_more(|node| node.parse::<Expected>())?;
             Some(Arc::new(Expected::any_of(several)))
         });
+        let settings = Self::read_rest(&mut section);
+        let settings = Self {
+            entrance: entrance?,
+            to: to?,
+            peer: Some(peer?),
+            ..settings?
+        };
+        let names = settings.names();
+        let mut patterns = settings.entrance.intercepted().into_iter().flatten();
+        match patterns.find(|pattern| names == Names::Located && pattern.needs_name()) {
+            Some(pattern) => node.under("intercept").unwrap_or_else(|| node.clone()).mistake(
+                format_args!("nothing is ever `{pattern}`: with `protocol: tcp`, no connection says a name"),
+                Some("write whole names, whose addresses can be asked for, or addresses"),
+            ),
+            None => Some(settings),
+        }
+    }
+
+    /// What takes an intercepted connection that no entry leads on, where that may pass: to where it was
+    /// going, in plain, whoever is there.
+    #[must_use]
+    pub fn passthrough() -> Self {
+        Document::new("", "")
+            .read(|node| Self::read_rest(&mut node.section()?))
+            .expect("every key has a default")
+    }
+
+    /// Reads what every way out has, with what [`Settings::passthrough`] has for the others.
+    fn read_rest(section: &mut Section<'_>) -> Option<Self> {
+        let listener = listen::Settings::read(section);
         let connections = section.or("max_peer_connections", MAX_CONNECTIONS, |node| {
             usize::try_from(node.count(1..=1_000_000)?).ok()
         });
@@ -89,8 +128,8 @@ impl Settings {
         let eject_after = section.or("eject_after", EJECT_AFTER, |node| {
             u32::try_from(node.count(0..=1_000_000)?).ok()
         });
-        let eject_for = listen::timeout(&mut section, "eject_for", EJECT_FOR, listen::MINUTE * 5);
-        let retry = retry::Settings::read(&mut section);
+        let eject_for = listen::timeout(section, "eject_for", EJECT_FOR, listen::MINUTE * 5);
+        let retry = retry::Settings::read(section);
         let tunnel = section.or("tunnel", Tunnel::Auto, |node| {
             node.choice(&[
                 ("auto", Tunnel::Auto),
@@ -104,7 +143,9 @@ impl Settings {
             });
         let listener = listener?;
         Some(Self {
-            entrance: entrance?,
+            entrance: Entrance::Intercept(Vec::new()),
+            to: To::Original,
+            peer: None,
             http: serve::Limits::of(&listener),
             limits: upstream::Limits {
                 connections: connections?,
@@ -112,8 +153,6 @@ impl Settings {
                 patience: listener.connect_timeout,
             },
             listener,
-            to: to?,
-            peer: peer?,
             ejection: balance::Rules {
                 after: eject_after?,
                 first: eject_for?,
@@ -123,7 +162,42 @@ impl Settings {
             standing_secrets: standing_secrets?,
         })
     }
+
+    /// What it is called in metrics, audit and log: where it leads, as the configuration writes it.
+    #[must_use]
+    pub fn label(&self) -> Arc<str> {
+        match (&self.to, self.entrance.intercepted()) {
+            (To::Host(to), _) => to.to_string().into(),
+            (To::Original, Some(patterns)) if !patterns.is_empty() => {
+                let patterns: Vec<_> = patterns.iter().map(Pattern::to_string).collect();
+                patterns.join(", ").into()
+            }
+            (To::Original, _) => PASSTHROUGH.into(),
+        }
+    }
+
+    /// The hosts whose addresses have to be known.
+    pub fn hosts(&self) -> impl Iterator<Item = &str> {
+        let patterns = self.entrance.intercepted().into_iter().flatten();
+        let to = match &self.to {
+            To::Host(to) => Some(to.host()),
+            To::Original => None,
+        };
+        patterns.filter_map(Pattern::name).chain(to)
+    }
+
+    /// How it is found out whether a connection means a name that is intercepted.
+    #[must_use]
+    pub fn names(&self) -> Names {
+        match self.listener.protocol {
+            Protocol::Tcp => Names::Located,
+            Protocol::Auto | Protocol::Http => Names::Said,
+        }
+    }
 }
+
+/// What passes through has this name, as the configuration says it; no host has it, for lack of a port.
+const PASSTHROUGH: &str = "passthrough";
 
 /// Open connections to the peers in each worker, unless the settings say otherwise.
 const MAX_CONNECTIONS: usize = 20_000;
@@ -133,6 +207,28 @@ const MAX_PENDING: usize = 4096;
 const EJECT_AFTER: u32 = 5;
 /// For how long the first time.
 const EJECT_FOR: Duration = Duration::from_secs(10);
+
+/// Where an entry leads.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum To {
+    /// Here, whatever was connected to.
+    Host(Destination),
+    /// Where the intercepted connection was going.
+    Original,
+}
+
+impl To {
+    fn read(node: &Node<'_>, is_intercepted: bool) -> Option<Self> {
+        match (node.text()?, is_intercepted) {
+            ("original", true) => Some(Self::Original),
+            ("original", false) => node.mistake(
+                "only what is intercepted was going somewhere else",
+                Some("write a host and a port, or `intercept:` in the place of `listen:`"),
+            ),
+            _ => node.parse().map(Self::Host),
+        }
+    }
+}
 
 /// A host with a port: an IP address, or a name whose addresses the process keeps asking for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -198,12 +294,12 @@ impl fmt::Display for Destination {
 #[error("write a host and a port, as in `ledger.bank.svc:8443` or `[2001:db8::1]:8443`")]
 pub struct DestinationError;
 
-/// One outbound listener in one worker.
+/// One outbound entry in one worker.
 #[derive(Debug)]
 pub struct Outbound {
-    settings: Settings,
+    settings: Arc<Settings>,
     worker: Arc<Worker>,
-    peers: Arc<Peers>,
+    reach: Reach,
     service: Arc<str>,
     meter: Arc<Meter>,
     secrets: Guard,
@@ -211,34 +307,48 @@ pub struct Outbound {
     requests: Arc<Requests>,
 }
 
+/// Whom it leads to.
+#[derive(Debug)]
+enum Reach {
+    Host(Arc<Peers>),
+    Original(Arc<Originals>),
+}
+
 impl Outbound {
     /// Prepares to serve what `settings` say.
     #[must_use]
     pub fn new(settings: Settings, worker: Arc<Worker>) -> Arc<Self> {
-        let connector = Connector::new(
-            worker.identity.clone(),
-            settings.peer.clone(),
-            Offer::Http,
-            settings.listener.connect_timeout,
-            worker.metrics.tls.clone(),
-        );
-        let service: Arc<str> = settings.to.to_string().into();
+        let settings = Arc::new(settings);
+        let connector = settings.peer.as_ref().map(|peer| {
+            Connector::new(
+                worker.identity.clone(),
+                peer.clone(),
+                Offer::Http,
+                settings.listener.connect_timeout,
+                worker.metrics.tls.clone(),
+            )
+        });
+        let service = settings.label();
         let connections = worker.metrics.upstream.connections(&service);
-        let way = Way {
+        let way = Arc::new(Way {
             timeout: settings.listener.connect_timeout,
             silence: settings.listener.tcp_user_timeout,
             queue: Queue::new(settings.limits, connections),
             connector,
             identity: worker.identity.clone(),
             roll: worker.roll.clone(),
-        };
+        });
         let tally = worker
             .metrics
             .limits
             .of(Direction::Outbound.label(), &service);
         let kept = upstream::Settings::of(&settings.listener, worker.credit.clone(), tally.clone());
+        let reach = match &settings.to {
+            To::Host(to) => Reach::Host(Peers::named(to, way, &settings, kept, &worker)),
+            To::Original => Reach::Original(Originals::new(way, &settings, kept, &worker)),
+        };
         Arc::new(Self {
-            peers: Peers::new(way, &settings, kept, &worker),
+            reach,
             meter: worker.metrics.exchange.of(Direction::Outbound, &service),
             secrets: worker.guard(Direction::Outbound, &settings.standing_secrets, &service),
             requests: tally.requests(settings.listener.requests),
@@ -257,7 +367,10 @@ impl Outbound {
 
     /// Closes the kept connections to peers.
     pub fn close(&self) {
-        self.peers.close();
+        match &self.reach {
+            Reach::Host(peers) => peers.close(),
+            Reach::Original(originals) => originals.close(),
+        }
     }
 
     /// Serves one accepted connection to its end. One that was intercepted was going to `destination`.
@@ -268,51 +381,86 @@ impl Outbound {
         destination: Option<SocketAddr>,
         slot: OwnedSemaphorePermit,
     ) {
-        let connection = Connection {
-            facts: Arc::new(audit::Connection {
-                direction: Direction::Outbound,
-                own: self.worker.identity.get().map(|own| own.value.id().clone()),
-                peer: None,
-                service: self.service.clone(),
-                source: source.address(),
-                destination,
-            }),
-            outbound: self,
-            _slot: slot,
-        };
+        let connection = Connection::new(self, source, destination, Arc::new(slot));
         let settings = &connection.outbound.settings;
         let timeout = match settings.listener.protocol {
+            // What passes through does so byte for byte.
+            Protocol::Auto if settings.peer.is_none() => {
+                return tcp::serve(connection, stream).await;
+            }
             Protocol::Tcp => return tcp::serve(connection, stream).await,
             Protocol::Http => settings.http.header_timeout,
             Protocol::Auto => settings.listener.detect_timeout,
         };
         match detect::peek(stream, timeout).await {
-            Ok((Detected::Http2Preface, stream)) => http::serve(connection, stream, true).await,
-            Ok((Detected::Http1, stream)) => http::serve(connection, stream, false).await,
-            Ok((_, stream)) if settings.listener.protocol == Protocol::Auto => {
-                tcp::serve(connection, stream).await;
-            }
-            // HTTP answers what is not HTTP.
-            Ok((_, stream)) => http::serve(connection, stream, false).await,
+            Ok((detected, stream)) => connection.serve(stream, detected).await,
             Err(error) => tracing::debug!(%error, "application went away before it spoke"),
         }
+    }
+
+    /// Whether it leads on in plain.
+    fn is_plain(&self) -> bool {
+        self.settings.peer.is_none()
     }
 }
 
 /// A connection from our application.
 struct Connection {
     outbound: Arc<Outbound>,
+    peers: Arc<Peers>,
     facts: Arc<audit::Connection>,
     /// Counted as open until the last request on it has ended.
-    _slot: OwnedSemaphorePermit,
+    _slot: Arc<OwnedSemaphorePermit>,
 }
 
-impl Outbound {
+impl Connection {
+    fn new(
+        outbound: Arc<Outbound>,
+        source: Source,
+        destination: Option<SocketAddr>,
+        slot: Arc<OwnedSemaphorePermit>,
+    ) -> Self {
+        let own = outbound.worker.identity.get();
+        Self {
+            peers: match &outbound.reach {
+                Reach::Host(peers) => peers.clone(),
+                // Only what was intercepted comes here.
+                Reach::Original(originals) => originals.at(destination.unwrap_or(NOWHERE)),
+            },
+            facts: Arc::new(audit::Connection {
+                direction: Direction::Outbound,
+                own: own.map(|own| own.value.id().clone()),
+                peer: None,
+                service: outbound.service.clone(),
+                source: source.address(),
+                destination,
+            }),
+            outbound,
+            _slot: slot,
+        }
+    }
+
+    /// Serves it as what its first bytes say that it is.
+    async fn serve(self, stream: Prefixed<Stream>, detected: Detected) {
+        match (detected, self.outbound.settings.listener.protocol) {
+            (Detected::Http2Preface, _) => http::serve(self, stream, true).await,
+            (Detected::Http1, _) => http::serve(self, stream, false).await,
+            (_, Protocol::Auto | Protocol::Tcp) => tcp::serve(self, stream).await,
+            // HTTP answers what is not HTTP.
+            (_, Protocol::Http) => http::serve(self, stream, false).await,
+        }
+    }
+
     fn tell_unreachable(&self, error: &dyn std::error::Error) {
+        let outbound = &self.outbound;
+        let destination = self.facts.destination.map(tracing::field::display);
+        let expected = outbound.settings.peer.as_ref().map(tracing::field::display);
         let error = chain(error);
-        tracing::warn!(to = %self.settings.to, expected = %self.settings.peer, %error, "cannot reach the peer");
+        tracing::warn!(to = %outbound.service, destination, expected, %error, "cannot reach the peer");
     }
 }
+
+const NOWHERE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
 
 /// Why nobody answered, in a record's words. Policy was not asked.
 fn unanswered(error: &DialError) -> Verdict {
@@ -325,7 +473,16 @@ fn unanswered(error: &DialError) -> Verdict {
     }
 }
 
-/// One address of the peers behind an outbound listener, as a place to connect to.
+/// What an exchange is recorded with for which policy is not asked, and nobody who he is.
+fn passed_through() -> Verdict {
+    Verdict {
+        allowed: true,
+        reason: Some(PASSTHROUGH),
+        ..Verdict::default()
+    }
+}
+
+/// One address of the peers behind an outbound entry, as a place to connect to.
 #[derive(Debug)]
 struct Route {
     address: SocketAddr,
@@ -338,7 +495,8 @@ struct Way {
     timeout: Duration,
     silence: Duration,
     queue: Arc<Queue>,
-    connector: Connector,
+    /// None where nobody has to prove who he is.
+    connector: Option<Connector>,
     identity: Arc<Live<Endpoint>>,
     roll: Roll,
 }
@@ -355,8 +513,11 @@ impl Way {
 }
 
 impl Route {
-    async fn connect(&self, offer: Offer) -> Result<Secured<TlsStream<Held>>, DialError> {
-        let connector = &self.way.connector;
+    async fn connect(
+        &self,
+        connector: &Connector,
+        offer: Offer,
+    ) -> Result<Secured<TlsStream<Held>>, DialError> {
         let stream = self.open().await?;
         match connector.connect_offering(stream, offer).await {
             // Only another Doorward knows our name for opaque bytes; others may insist on one of theirs.
@@ -430,15 +591,87 @@ impl AsyncWrite for Held {
     }
 }
 
+/// What HTTP is spoken on.
+#[derive(Debug)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "nearly all are mutual TLS, and a box would cost each of them"
+)]
+enum Line {
+    Mutual(TlsStream<Held>),
+    Plain(Held),
+}
+
+macro_rules! forward {
+    ($self:ident, $method:ident($($argument:expr),*)) => {
+        match $self.get_mut() {
+            Line::Mutual(stream) => Pin::new(stream).$method($($argument),*),
+            Line::Plain(stream) => Pin::new(stream).$method($($argument),*),
+        }
+    };
+}
+
+impl AsyncRead for Line {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        forward!(self, poll_read(cx, buffer))
+    }
+}
+
+impl AsyncWrite for Line {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        forward!(self, poll_write(cx, bytes))
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        pieces: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        forward!(self, poll_write_vectored(cx, pieces))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        match self {
+            Self::Mutual(stream) => stream.is_write_vectored(),
+            Self::Plain(stream) => stream.is_write_vectored(),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        forward!(self, poll_flush(cx))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        forward!(self, poll_shutdown(cx))
+    }
+}
+
 impl Dial for Route {
-    type Io = TlsStream<Held>;
+    type Io = Line;
 
     async fn dial(&self, wanted: Wanted) -> Result<Dialed<Self::Io>, DialError> {
+        let Some(connector) = &self.way.connector else {
+            return Ok(Dialed {
+                io: Line::Plain(self.open().await?),
+                http2: wanted == Wanted::Http2,
+                epoch: 0,
+                not_after: None,
+                standing: None,
+            });
+        };
         let offer = match wanted {
             Wanted::Any | Wanted::Http2 => Offer::Http,
             Wanted::Http1 => Offer::Http1,
         };
-        let secured = self.connect(offer).await?;
+        let secured = self.connect(connector, offer).await?;
         let ends = [
             secured.peer.not_after(),
             secured.endpoint.value.material().leaf().not_after,
@@ -448,22 +681,28 @@ impl Dial for Route {
             epoch: secured.endpoint.generation,
             not_after: ends.into_iter().min(),
             standing: Some(self.way.standing(secured.peer, secured.endpoint)),
-            io: secured.stream,
+            io: Line::Mutual(secured.stream),
         })
     }
 
     fn scheme(&self) -> Scheme {
-        Scheme::HTTPS
+        match self.way.connector {
+            Some(_) => Scheme::HTTPS,
+            None => Scheme::HTTP,
+        }
     }
 
     /// A connection made with an SVID that has been renewed, or judged by a bundle that has changed, takes
     /// no new requests.
     fn epoch(&self) -> u64 {
-        self.way
-            .identity
-            .peek()
-            .as_ref()
-            .map_or(0, |endpoint| endpoint.generation)
+        match self.way.connector {
+            Some(_) => {
+                let endpoint = self.way.identity.peek();
+                endpoint.as_ref().map_or(0, |endpoint| endpoint.generation)
+            }
+            // It does not know who we are.
+            None => 0,
+        }
     }
 }
 
@@ -492,5 +731,68 @@ mod tests {
             "[::1]:8443".parse::<Destination>().unwrap().to_string(),
             "[::1]:8443"
         );
+    }
+
+    fn read(rest: &str) -> Result<Settings, String> {
+        let text = format!("peer: spiffe://example.org/b\n{rest}\n");
+        let read = Document::new("x.yaml", text).read(|node| Settings::read(&node));
+        read.map_err(|mistakes| mistakes.to_string())
+    }
+
+    #[test]
+    fn what_is_intercepted_goes_on_to_where_it_was_going_unless_told_otherwise() {
+        for (rest, label, hosts) in [
+            (
+                "intercept: ['ledger.bank.svc:80', '10.0.0.0/8:5432-5433', '*.svc:80']",
+                "ledger.bank.svc:80, 10.0.0.0/8:5432-5433, *.svc:80",
+                &["ledger.bank.svc"][..],
+            ),
+            ("intercept: '*:9000'\nto: original", "*:9000", &[]),
+            (
+                "intercept: 'ledger:80'\nto: ledger.bank.svc:8443",
+                "ledger.bank.svc:8443",
+                &["ledger", "ledger.bank.svc"],
+            ),
+            (
+                "listen: '127.0.0.1:1'\nto: ledger.bank.svc:8443",
+                "ledger.bank.svc:8443",
+                &["ledger.bank.svc"],
+            ),
+        ] {
+            let settings = read(rest).unwrap();
+            assert_eq!(&*settings.label(), label);
+            assert_eq!(settings.hosts().collect::<Vec<_>>(), hosts, "{label}");
+        }
+        let passing = Settings::passthrough();
+        assert_eq!(
+            (&*passing.label(), passing.peer.is_none()),
+            ("passthrough", true)
+        );
+    }
+
+    #[test]
+    fn what_could_never_be_is_a_mistake() {
+        for (rest, message) in [
+            ("listen: '127.0.0.1:1'", "x.yaml:1: the key `to` is missing"),
+            (
+                "listen: '127.0.0.1:1'\nto: original",
+                "x.yaml:3: to: only what is intercepted was going somewhere else",
+            ),
+            (
+                "intercept: 'a:1'\nlisten: '127.0.0.1:1'",
+                "x.yaml:1: connections come in by `listen` or by `intercept`, and here are both",
+            ),
+            (
+                "intercept: ['a.svc:5432', '*.svc:5432']\nprotocol: tcp",
+                "x.yaml:2: intercept: nothing is ever `*.svc:5432`: with `protocol: tcp`",
+            ),
+            (
+                "intercept: 10.0.0.1",
+                "x.yaml:2: intercept: `10.0.0.1`: write what connections ask for",
+            ),
+        ] {
+            let told = read(rest).unwrap_err();
+            assert!(told.starts_with(message), "{rest}\n{told}");
+        }
     }
 }

@@ -87,6 +87,8 @@ pub struct Needs {
     pub bind: Vec<u16>,
     /// TCP ports that are connected to, at whatever address. DNS on port 53 comes by itself.
     pub connect: Vec<u16>,
+    /// Any TCP port may have to be connected to.
+    pub connect_anywhere: bool,
     /// Whether connections are made from addresses that are not ours.
     pub foreign_addresses: bool,
 }

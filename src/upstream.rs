@@ -20,7 +20,7 @@ use std::time::{Duration, Instant, SystemTime};
 use futures_util::stream::FuturesUnordered;
 use futures_util::{StreamExt, TryFutureExt};
 use http::uri::Scheme;
-use http::{Request, Response};
+use http::{Request, Response, Version};
 use http_body::Body as _;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
@@ -71,6 +71,17 @@ pub enum Wanted {
     Http1,
     /// HTTP/2.
     Http2,
+}
+
+impl Wanted {
+    /// What a request of `version` was written in.
+    #[must_use]
+    pub fn spoken_in(version: Version) -> Self {
+        match version {
+            Version::HTTP_2 => Self::Http2,
+            _ => Self::Http1,
+        }
+    }
 }
 
 /// A connection just opened.

@@ -7,7 +7,9 @@ use crate::audit::Sink;
 use crate::config::Config;
 use crate::identity;
 use crate::inbound::{self, Application};
+use crate::intercept::Otherwise;
 use crate::listen::Address;
+use crate::outbound::{self, To};
 use crate::sandbox::Needs;
 
 impl Sockets {
@@ -28,13 +30,13 @@ impl Sockets {
         for settings in self.data.iter().flatten().map(|(settings, _)| settings) {
             match settings {
                 Settings::Inbound(inbound) => needs.connect.extend(of_app(inbound)),
-                Settings::Outbound(outbound) => needs.connect.push(outbound.to.port()),
+                Settings::Outbound(outbound) => needs.connect.extend(of_peers(outbound)),
                 Settings::Intercepted(Intercepted::Inbound(entries)) => {
                     needs.connect.extend(entries.iter().flat_map(of_app));
                 }
-                Settings::Intercepted(Intercepted::Outbound(entries)) => {
-                    let ports = entries.iter().map(|entry| entry.to.port());
-                    needs.connect.extend(ports);
+                Settings::Intercepted(Intercepted::Outbound(entries, otherwise)) => {
+                    needs.connect.extend(entries.iter().flat_map(of_peers));
+                    needs.connect_anywhere |= *otherwise == Otherwise::Passthrough;
                 }
             }
         }
@@ -68,6 +70,19 @@ fn of_app(inbound: &inbound::Settings) -> Vec<u16> {
         (_, intercepted) => {
             let ports = intercepted.into_iter().flatten();
             ports.flat_map(|ports| ports.iter()).collect()
+        }
+    }
+}
+
+/// The ports at which peers may be connected to.
+fn of_peers(outbound: &outbound::Settings) -> Vec<u16> {
+    match (&outbound.to, outbound.entrance.intercepted()) {
+        (To::Host(to), _) => vec![to.port()],
+        (To::Original, patterns) => {
+            let patterns = patterns.into_iter().flatten();
+            patterns
+                .flat_map(|pattern| pattern.ports().iter())
+                .collect()
         }
     }
 }

@@ -8,6 +8,7 @@ use super::Config;
 use crate::document::Node;
 use crate::intercept::Ports;
 use crate::listen::{Address, Entrance};
+use crate::outbound::routes::Order;
 
 /// The addresses that listeners want, to find two that want the same.
 #[derive(Default)]
@@ -130,13 +131,23 @@ fn check_inbound(root: &Node<'_>, config: &Config) -> Option<()> {
 
 fn check_outbound(root: &Node<'_>, config: &Config) -> Option<()> {
     let intercept = config.intercept.as_ref();
-    if intercept.is_some_and(|intercept| intercept.outbound.is_some()) {
-        return Some(());
-    }
+    let led = intercept.is_some_and(|intercept| intercept.outbound.is_some());
     let mut sound = Some(());
+    let mut order = Order::default();
     for (entry, settings) in entries(root, "outbound").iter().zip(&config.outbound) {
-        if settings.entrance.intercepted().is_some() {
+        let Some(patterns) = settings.entrance.intercepted() else {
+            continue;
+        };
+        if !led {
             sound = nothing_leads(entry, "outbound", "15001");
+            continue;
+        }
+        let places = entry.one_or_more(Some).unwrap_or_default();
+        for (place, pattern) in places.iter().zip(patterns) {
+            if let Err(unreached) = order.take(pattern, settings.names(), place.key()) {
+                let help = "entries are tried in the order of the file: put the narrower one first, or remove it";
+                sound = place.mistake(unreached, Some(help));
+            }
         }
     }
     sound
@@ -241,6 +252,27 @@ mod tests {
         ] {
             assert!(told.lines().any(|told| told == line), "{line}\n{told}");
         }
+    }
+
+    #[test]
+    fn what_nothing_reaches_is_told_with_what_comes_before_it() {
+        let told = told(
+            "intercept: { user: 1, outbound: { port: 15001 } }\n\
+             outbound:\n\
+             - { intercept: ['10.0.0.0/8:80', 'a.svc:443'], peer: 'spiffe://a/b' }\n\
+             - { intercept: ['10.1.0.0/16:80', '10.1.0.0/16:81'], peer: 'spiffe://a/c' }\n\
+             - { intercept: 'A.svc:443', peer: 'spiffe://a/d' }\n",
+        );
+        let lines: Vec<_> = told.lines().collect();
+        assert_eq!(
+            lines,
+            [
+                "x.yaml:6: outbound[1].intercept[0]: nothing reaches it: `10.0.0.0/8:80` at \
+                 `outbound[0].intercept[0]` comes before it",
+                "x.yaml:7: outbound[2].intercept: nothing reaches it: `a.svc:443` at \
+                 `outbound[0].intercept[1]` comes before it",
+            ]
+        );
     }
 
     #[test]

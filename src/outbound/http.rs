@@ -1,5 +1,6 @@
 //! The same for each HTTP request of our application: strip what it must not claim, forward, pass back.
 
+use std::future::Future;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -8,18 +9,19 @@ use http::{HeaderValue, Request, Response, StatusCode};
 use hyper::body::Incoming;
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use super::{Connection, Route};
+use super::{Connection, Route, passed_through};
 use crate::audit::Kind;
-use crate::exchange::{self, Exchange, Form, Reply, Upload};
+use crate::exchange::{self, Exchange, Form, Meter, Reply, Upload};
 use crate::headers;
 use crate::identity::SpiffeId;
-use crate::limits::Limit;
+use crate::limits::{Limit, Tally};
 use crate::outcome::Outcome;
 use crate::serve;
 use crate::session::{Granted, Own, Running, Standing};
 use crate::target;
 use crate::upgrade;
 use crate::upstream::{SendError, Wanted};
+use crate::worker::Worker;
 
 /// Serves the requests of one connection.
 pub(super) async fn serve<IO>(connection: Connection, stream: IO, http2: bool)
@@ -28,31 +30,60 @@ where
 {
     let outbound = connection.outbound.clone();
     let connection = Arc::new(connection);
-    let session = outbound.meter.session(exchange::Kind::Http);
-    let credit = outbound.worker.credit.lend();
-    if credit.is_scarce() {
-        outbound.tally.hit(Limit::Credit);
-    }
-    // Our own application needs no proof to be served.
-    let never = std::future::pending().boxed();
-    // What a request stands on is the connection to the peer, which sees to it.
-    let nothing = Running::default();
+    let front = Front {
+        worker: &outbound.worker,
+        meter: &outbound.meter,
+        tally: &outbound.tally,
+        limits: outbound.settings.http,
+    };
     let service = |request| connection.clone().answer(request);
-    let outcome = serve::http(
-        stream,
-        http2,
-        outbound.settings.http.bounds(&credit, &outbound.tally),
-        &outbound.worker.lifecycle,
-        never,
-        &nothing,
-        service,
-    );
-    session.ended(outcome.await);
+    front.serve(stream, http2, service).await;
+}
+
+/// What holds for a connection from our application, wherever its requests go.
+pub(super) struct Front<'a> {
+    pub(super) worker: &'a Worker,
+    pub(super) meter: &'a Arc<Meter>,
+    pub(super) tally: &'a Tally,
+    pub(super) limits: serve::Limits,
+}
+
+impl Front<'_> {
+    /// Serves requests with `service` until the connection ends.
+    pub(super) async fn serve<IO, S, F>(self, stream: IO, http2: bool, service: S)
+    where
+        IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        S: Fn(Request<Incoming>) -> F,
+        F: Future<Output = Response<Reply<Route>>> + Send + 'static,
+    {
+        let session = self.meter.session(exchange::Kind::Http);
+        let credit = self.worker.credit.lend();
+        if credit.is_scarce() {
+            self.tally.hit(Limit::Credit);
+        }
+        // Our own application needs no proof to be served.
+        let never = std::future::pending().boxed();
+        // What a request stands on is the connection to the peer, which sees to it.
+        let nothing = Running::default();
+        let outcome = serve::http(
+            stream,
+            http2,
+            self.limits.bounds(&credit, self.tally),
+            &self.worker.lifecycle,
+            never,
+            &nothing,
+            service,
+        );
+        session.ended(outcome.await);
+    }
 }
 
 impl Connection {
     /// Answers one request: with the peer's response, or with our refusal.
-    async fn answer(self: Arc<Self>, request: Request<Incoming>) -> Response<Reply<Route>> {
+    pub(super) async fn answer(
+        self: Arc<Self>,
+        request: Request<Incoming>,
+    ) -> Response<Reply<Route>> {
         let outbound = &self.outbound;
         let form = Form::of(&request);
         let Ok(mut record) = outbound.worker.audit.open(Kind::Request, &self.facts) else {
@@ -83,17 +114,24 @@ impl Connection {
         let upgrade = headers::upgrade(request.method(), version, request.headers());
         let headers = request.headers_mut();
         headers::strip_request(headers);
-        headers::add_via(headers, version);
+        if self.outbound.is_plain() {
+            exchange.note(|record| record.verdict(passed_through()));
+        } else {
+            headers::add_via(headers, version);
+        }
         if let Some(protocol) = upgrade {
             return Box::pin(self.upgrade(exchange, request, protocol)).await;
         }
         let request = request.map(|body| Upload::new(body, exchange.clone()));
-        let wanted = if headers::is_grpc(request.headers()) {
+        let wanted = if self.outbound.is_plain() {
+            // What the application would speak without us.
+            Wanted::spoken_in(version)
+        } else if headers::is_grpc(request.headers()) {
             Wanted::Http2
         } else {
             Wanted::Any
         };
-        let answer = std::pin::pin!(self.outbound.peers.send(request, wanted, exchange));
+        let answer = std::pin::pin!(self.peers.send(request, wanted, exchange));
         let (mut response, lease) = match exchange.unless_revoked(answer).await? {
             Ok(answered) => answered,
             Err(error) => return Err(self.failed(exchange, &error)),
@@ -114,7 +152,7 @@ impl Connection {
         let asking = hyper::upgrade::on(&mut request);
         headers::set_upgrade(request.headers_mut(), protocol);
         let request = request.map(|body| Upload::new(body, exchange.clone()));
-        let answer = std::pin::pin!(self.outbound.peers.send_alone(request, exchange));
+        let answer = std::pin::pin!(self.peers.send_alone(request, exchange));
         let (mut response, standing) = match exchange.unless_revoked(answer).await? {
             Ok(answered) => answered,
             Err(error) => return Err(self.failed(exchange, &error)),
@@ -153,7 +191,7 @@ impl Connection {
     }
 
     fn failed(&self, exchange: &Exchange, error: &SendError) -> Outcome {
-        self.outbound.tell_unreachable(error);
+        self.tell_unreachable(error);
         if let SendError::Dial(error) = error {
             exchange.note(|record| record.verdict(super::unanswered(error)));
         }

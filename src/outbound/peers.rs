@@ -1,4 +1,4 @@
-//! The addresses that one outbound listener leads to, each with the connections of this worker to it.
+//! The addresses that one outbound entry leads to, each with the connections of this worker to it.
 //!
 //! A request goes to one of two addresses drawn by lot ([`balance::choose`]). If a connection has to be
 //! opened first and that fails or takes long, the next address is tried beside it, and whoever answers first
@@ -7,6 +7,7 @@
 use std::fmt;
 use std::future::Future;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -17,9 +18,10 @@ use http::{Request, Response, StatusCode};
 use prometheus::IntCounter;
 
 use super::balance::{self, Health, Rules};
+use super::originals::Originals;
 use super::retry::{self, Budget};
 use super::tunnels::{Carried, Sharing, Tunnels};
-use super::{Route, Settings, Way};
+use super::{Destination, Route, Settings, Way};
 use crate::discovery::Addresses;
 use crate::exchange::{Exchange, Upload};
 use crate::lifecycle::Tasks;
@@ -33,7 +35,7 @@ use crate::upstream::{
 };
 use crate::worker::Worker;
 
-/// All that one worker knows of the peers behind one outbound listener.
+/// All that one worker knows of the peers behind one outbound entry, or at one address that it leads to.
 pub(super) struct Peers {
     way: Arc<Way>,
     service: Arc<str>,
@@ -53,6 +55,10 @@ pub(super) struct Peers {
     began: Instant,
     metrics: upstream::Metrics,
     ejections: IntCounter,
+    /// How often somebody asked for them.
+    used: AtomicU64,
+    /// Those with whom they share what may be open.
+    others: Weak<Originals>,
 }
 
 /// One address.
@@ -73,38 +79,84 @@ pub(super) struct Session {
 type Answered = (Response<Coming>, Lease<Route>);
 
 impl Peers {
-    /// The peers that `settings` lead to. From now on they follow what is known of the name.
-    pub(super) fn new(
-        way: Way,
+    /// The peers at `to`. From now on they follow what is known of the name.
+    pub(super) fn named(
+        to: &Destination,
+        way: Arc<Way>,
         settings: &Settings,
         kept: upstream::Settings,
         worker: &Worker,
     ) -> Arc<Self> {
-        let service: Arc<str> = settings.to.to_string().into();
-        let peers = Arc::new(Self {
+        let known = worker.directory.find(to.host());
+        let name = to.to_string();
+        let peers = Self::new(&name, to.port(), known, way, settings, kept, worker);
+        let peers = Arc::new(peers);
+        let of_these = Arc::downgrade(&peers);
+        let metrics = &worker.metrics.upstream;
+        metrics.ejected(&peers.service, move || Some(of_these.upgrade()?.left_out()));
+        tokio::spawn(Self::follow(Arc::downgrade(&peers), peers.known.clone()));
+        peers
+    }
+
+    /// Whoever is at `address`, one of those that `others` are at.
+    pub(super) fn at(
+        address: SocketAddr,
+        way: Arc<Way>,
+        settings: &Settings,
+        kept: upstream::Settings,
+        worker: &Worker,
+        others: Weak<Originals>,
+    ) -> Arc<Self> {
+        let known = Arc::new(Live::default());
+        known.publish(Ok(vec![address.ip()]));
+        let name = address.to_string();
+        let peers = Self::new(&name, address.port(), known, way, settings, kept, worker);
+        Arc::new(Self { others, ..peers })
+    }
+
+    fn new(
+        name: &str,
+        port: u16,
+        known: Arc<Live<Addresses>>,
+        way: Arc<Way>,
+        settings: &Settings,
+        kept: upstream::Settings,
+        worker: &Worker,
+    ) -> Self {
+        let service = settings.label();
+        let peers = Self {
             queue: way.queue.clone(),
-            way: Arc::new(way),
-            port: settings.to.port,
+            way,
+            port,
             kept,
             rules: settings.ejection,
             retry: settings.retry,
             budget: Budget::new(settings.retry.budget),
             tasks: worker.tasks.clone(),
-            sharing: Sharing::new(settings, worker),
-            known: worker.directory.find(settings.to.host()),
+            sharing: Sharing::new(name, settings.tunnel, worker),
+            known,
             instances: ArcSwap::default(),
             changing: Mutex::default(),
             began: Instant::now(),
             metrics: worker.metrics.upstream.clone(),
             ejections: worker.metrics.upstream.ejections(&service),
             service,
-        });
+            used: AtomicU64::new(0),
+            others: Weak::new(),
+        };
         peers.refresh();
-        let of_these = Arc::downgrade(&peers);
-        let metrics = &worker.metrics.upstream;
-        metrics.ejected(&peers.service, move || Some(of_these.upgrade()?.left_out()));
-        tokio::spawn(Self::follow(Arc::downgrade(&peers), peers.known.clone()));
         peers
+    }
+
+    /// How often somebody has asked for them.
+    pub(super) fn uses(&self) -> u64 {
+        self.used.load(Ordering::Relaxed)
+    }
+
+    /// Whether nothing is under way to them.
+    pub(super) fn is_idle(&self) -> bool {
+        let instances = self.instances.load();
+        instances.iter().all(|one| one.pool.outstanding() == 0)
     }
 
     async fn follow(peers: Weak<Self>, known: Arc<Live<Addresses>>) {
@@ -176,6 +228,7 @@ impl Peers {
         wanted: Wanted,
         exchange: &Arc<Exchange>,
     ) -> Result<Answered, SendError> {
+        self.used.fetch_add(1, Ordering::Relaxed);
         let until = Until::new(self.retry.response_timeout);
         let mut instance = match self.pick() {
             Some(instance) => instance,
@@ -389,10 +442,16 @@ impl Peers {
     /// Closes one connection that nobody uses, if there is one.
     fn make_room(&self) {
         let instances = self.instances.load();
-        let _ = instances.iter().find(|one| one.pool.close_idle());
+        if instances.iter().any(|one| one.pool.close_idle()) {
+            return;
+        }
+        if let Some(others) = self.others.upgrade() {
+            others.make_room();
+        }
     }
 
     async fn any(&self) -> Result<Arc<Instance>, DialError> {
+        self.used.fetch_add(1, Ordering::Relaxed);
         match self.pick() {
             Some(instance) => Ok(instance),
             None => self.first().await,

@@ -263,6 +263,12 @@ impl Table {
         Self(entries)
     }
 
+    /// The names whose addresses may have a say in where a connection to `port` goes.
+    pub fn names(&self, port: u16) -> impl Iterator<Item = &str> {
+        let patterns = self.0.iter().flat_map(move |entry| entry.at(port));
+        patterns.filter_map(Pattern::name)
+    }
+
     /// The entries that may take a connection that was going to `to`, by that alone. `at` tells whether a
     /// name is at an address.
     ///
@@ -395,7 +401,9 @@ impl Order {
         let taken: Vec<_> = before().map(|earlier| earlier.pattern.ports).collect();
         let whole = |taken: Ports| taken.covers(pattern.ports);
         if Ports::merged(&taken).into_iter().any(whole)
-            && let Some(by) = before().find(|by| whole(by.pattern.ports)).or(before().next())
+            && let Some(by) = before()
+                .find(|by| whole(by.pattern.ports))
+                .or(before().next())
         {
             return Err(Unreached {
                 by: by.pattern.clone(),

@@ -1,5 +1,6 @@
 //! The same for opaque bytes: a session has a connection to itself, or shares one with others.
 
+use std::future::pending;
 use std::os::fd::AsFd;
 
 use http::StatusCode;
@@ -7,7 +8,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::peers::Session;
 use super::tunnels::{Carried, Way};
-use super::{Connection, unanswered};
+use super::{Connection, passed_through, unanswered};
 use crate::audit::{Kind, Record, Verdict};
 use crate::exchange;
 use crate::listen;
@@ -50,10 +51,10 @@ impl Connection {
         let Session {
             carried,
             busy: _busy,
-        } = match outbound.peers.connect().await {
+        } = match self.peers.connect().await {
             Ok(session) => session,
             Err(error) => {
-                outbound.tell_unreachable(&error);
+                self.tell_unreachable(&error);
                 record.verdict(unanswered(&error));
                 return error.outcome();
             }
@@ -64,7 +65,10 @@ impl Connection {
             mut place,
         } = carried;
         place.is_carried();
-        record.peer(standing.peer.leaf().clone());
+        match &standing {
+            Some(standing) => record.peer(standing.peer.leaf().clone()),
+            None => record.verdict(passed_through()),
+        }
         let mut refused = false;
         let work = async {
             let idle = outbound.settings.listener.idle_timeout;
@@ -72,6 +76,11 @@ impl Connection {
             match way {
                 Way::Alone(mut answering) => {
                     relay::both_ways(stream, &mut *answering, idle, counters, passed)
+                        .await
+                        .outcome()
+                }
+                Way::Plain(mut answering) => {
+                    relay::both_ways(stream, &mut answering, idle, counters, passed)
                         .await
                         .outcome()
                 }
@@ -91,7 +100,12 @@ impl Connection {
                 }
             }
         };
-        let lost = standing.lost(Own::Shown, Granted::Nothing);
+        let lost = async {
+            match &standing {
+                Some(standing) => standing.lost(Own::Shown, Granted::Nothing).await,
+                None => pending().await,
+            }
+        };
         let outcome = session::run(work, lost, &outbound.worker.lifecycle).await;
         if refused {
             record.verdict(Verdict {

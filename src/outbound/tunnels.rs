@@ -10,12 +10,12 @@ use futures_util::stream::FuturesUnordered;
 use http::uri::Authority;
 use tokio_rustls::client::TlsStream;
 
-use super::{Held, Route, Settings};
+use super::{Held, Route};
 use crate::lifecycle::{Lifecycle, Phase, Tasks};
 use crate::serve::{FAREWELL, LAST_WORDS};
 use crate::session::{Granted, Own, Standing};
 use crate::telemetry::chain;
-use crate::tls::{Agreed, Offer, Secured};
+use crate::tls::{Agreed, Connector, Offer, Secured};
 use crate::tunnel::{self, Opener};
 use crate::upstream::{Dial, DialError, Term, http2};
 use crate::worker::Worker;
@@ -33,7 +33,8 @@ pub enum Tunnel {
 
 /// What carries a session to the peer, and what that stands on.
 pub(super) struct Carried {
-    pub(super) standing: Standing,
+    /// Where it is proved who answers.
+    pub(super) standing: Option<Standing>,
     pub(super) way: Way,
     pub(super) place: Place,
 }
@@ -41,6 +42,8 @@ pub(super) struct Carried {
 pub(super) enum Way {
     /// A connection of its own.
     Alone(Box<TlsStream<Held>>),
+    /// The same, in plain.
+    Plain(Held),
     /// A stream on one that others use too.
     Shared(tunnel::Stream),
 }
@@ -91,7 +94,7 @@ impl Drop for Place {
     }
 }
 
-/// What is alike for all addresses behind one outbound listener.
+/// What is alike for all addresses of one destination.
 pub(super) struct Sharing {
     wanted: Tunnel,
     authority: Option<Authority>,
@@ -100,11 +103,11 @@ pub(super) struct Sharing {
 }
 
 impl Sharing {
-    pub(super) fn new(settings: &Settings, worker: &Worker) -> Arc<Self> {
+    pub(super) fn new(name: &str, wanted: Tunnel, worker: &Worker) -> Arc<Self> {
         Arc::new(Self {
-            wanted: settings.tunnel,
+            wanted,
             // A name with an underscore at an odd place is fine for DNS and may be none for HTTP.
-            authority: settings.to.to_string().parse().ok(),
+            authority: name.parse().ok(),
             tasks: worker.tasks.clone(),
             lifecycle: worker.lifecycle.clone(),
         })
@@ -164,19 +167,33 @@ impl Tunnels {
     /// A way for one session along `route`.
     pub(super) async fn session(&self, route: &Route) -> Result<Carried, DialError> {
         let (place, others) = self.history.enter();
+        let Some(connector) = &route.way.connector else {
+            return Ok(Carried {
+                standing: None,
+                way: Way::Plain(route.open().await?),
+                place,
+            });
+        };
         let (standing, way) = match &self.sharing.authority {
-            Some(authority) if !self.is_alone(others) => self.join(route, authority).await?,
-            _ => alone(route, route.connect(Offer::Opaque).await?),
+            Some(authority) if !self.is_alone(others) => {
+                self.join(route, connector, authority).await?
+            }
+            _ => alone(route, route.connect(connector, Offer::Opaque).await?),
         };
         Ok(Carried {
-            standing,
+            standing: Some(standing),
             way,
             place,
         })
     }
 
     /// A session on a shared connection, if the peer knows how.
-    async fn join(&self, route: &Route, authority: &Authority) -> Result<Answered, DialError> {
+    async fn join(
+        &self,
+        route: &Route,
+        connector: &Connector,
+        authority: &Authority,
+    ) -> Result<Answered, DialError> {
         if let Some(answered) = self.kept(route).await {
             return Ok(answered);
         }
@@ -190,7 +207,7 @@ impl Tunnels {
                 Some(turn)
             }
         };
-        let secured = route.connect(Offer::Tunnel).await?;
+        let secured = route.connect(connector, Offer::Tunnel).await?;
         let shares = secured.agreed == Agreed::Tunnel;
         self.knows_none.store(!shares, Ordering::Relaxed);
         if !shares {

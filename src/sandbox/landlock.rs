@@ -36,7 +36,8 @@ struct Rules {
     read: BTreeSet<PathBuf>,
     write: BTreeSet<PathBuf>,
     bind: BTreeSet<u16>,
-    connect: BTreeSet<u16>,
+    /// None: all of them.
+    connect: Option<BTreeSet<u16>>,
 }
 
 impl Rules {
@@ -44,15 +45,19 @@ impl Rules {
         let mut read: BTreeSet<_> = needs.read.iter().flat_map(|path| around(path)).collect();
         read.extend(resolver(root));
         read.insert(PROCESS.into());
-        let connect = needs.connect.iter().copied().chain([DNS]);
+        let connect: BTreeSet<_> = needs.connect.iter().copied().chain([DNS]).collect();
+        let few = !needs.connect_anywhere && connect.len() <= MOST_PORTS;
         Self {
             read,
             write: needs.written.iter().map(|file| place(file)).collect(),
             bind: needs.bind.iter().copied().collect(),
-            connect: connect.collect(),
+            connect: few.then_some(connect),
         }
     }
 }
+
+/// Each port is a rule, and costs a system call at the start: beyond so many, all of them are allowed.
+const MOST_PORTS: usize = 4096;
 
 fn restrict(rules: &Rules) -> Result<ABI, RulesetError> {
     tracing::debug!(?rules, "confined to");
@@ -61,12 +66,16 @@ fn restrict(rules: &Rules) -> Result<ABI, RulesetError> {
         read | AccessFs::WriteFile | AccessFs::MakeReg | AccessFs::RemoveFile | AccessFs::Truncate;
     let bind = rules.bind.iter();
     let bind = bind.map(|port| Ok::<_, RulesetError>(NetPort::new(*port, AccessNet::BindTcp)));
-    let connect = rules.connect.iter();
+    let mut ports = AccessNet::from_all(KNOWN);
+    if rules.connect.is_none() {
+        ports.remove(AccessNet::ConnectTcp);
+    }
+    let connect = rules.connect.iter().flatten();
     let connect =
         connect.map(|port| Ok::<_, RulesetError>(NetPort::new(*port, AccessNet::ConnectTcp)));
     let status = Ruleset::default()
         .handle_access(AccessFs::from_all(KNOWN))?
-        .handle_access(AccessNet::from_all(KNOWN))?
+        .handle_access(ports)?
         .scope(Scope::from_all(KNOWN))?
         .create()?
         .add_rules(path_beneath_rules(&rules.read, read))?
@@ -236,6 +245,17 @@ mod tests {
         assert!(rules.read.contains(Path::new("/usr")));
         assert!(rules.write.is_empty());
         assert_eq!(rules.bind, BTreeSet::from([8443]));
-        assert_eq!(rules.connect, BTreeSet::from([53, 8080]));
+        assert_eq!(rules.connect, Some(BTreeSet::from([53, 8080])));
+        let connect = |needs| Rules::of(&needs, true).connect;
+        let anywhere = Needs {
+            connect_anywhere: true,
+            ..needs.clone()
+        };
+        assert_eq!(connect(anywhere), None);
+        let many = Needs {
+            connect: (1..=u16::MAX).collect(),
+            ..needs
+        };
+        assert_eq!(connect(many), None);
     }
 }
