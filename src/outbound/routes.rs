@@ -29,9 +29,9 @@ enum Host {
     Any,
     /// An address of this network.
     Network(IpNet),
-    /// This name, in lower case.
+    /// This name, in lower case; with the root's dot behind it if that was written.
     Name(Box<str>),
-    /// Any name below this one, in lower case.
+    /// Any name below this one, in lower case, without that dot.
     Below(Box<str>),
 }
 
@@ -42,7 +42,7 @@ impl Pattern {
         self.ports
     }
 
-    /// The name whose addresses it stands for too.
+    /// The name whose addresses it stands for too, as it is to be asked for.
     #[must_use]
     pub fn name(&self) -> Option<&str> {
         match &self.host {
@@ -69,7 +69,7 @@ impl Pattern {
     /// Whether an application that says `name` means it.
     fn is_called(&self, name: &str) -> bool {
         match &self.host {
-            Host::Name(own) => own.eq_ignore_ascii_case(name),
+            Host::Name(own) => without_root(own).eq_ignore_ascii_case(name),
             Host::Below(top) => is_below(name, top),
             Host::Any | Host::Network(_) => false,
         }
@@ -119,19 +119,18 @@ impl FromStr for Host {
             Some(name) => (true, name),
             None => (false, text),
         };
-        let name = without_root(name);
         let sound = |label: &str| {
             let sound = |byte: u8| byte.is_ascii_alphanumeric() || b"-_".contains(&byte);
             !label.is_empty() && label.bytes().all(sound)
         };
-        if !name.split('.').all(sound) {
+        if !without_root(name).split('.').all(sound) {
             return Err(PatternError::Shape);
         }
-        let name = name.to_ascii_lowercase().into_boxed_str();
+        let name = name.to_ascii_lowercase();
         Ok(if below {
-            Self::Below(name)
+            Self::Below(without_root(&name).into())
         } else {
-            Self::Name(name)
+            Self::Name(name.into())
         })
     }
 }
@@ -374,11 +373,12 @@ impl Placed {
             (Host::Any, _) => true,
             (Host::Network(wide), Host::Network(narrow)) => wide.contains(narrow),
             (Host::Name(one), Host::Name(other)) => {
-                one == other && (self.names == Names::Said || later.names == Names::Located)
+                without_root(one) == without_root(other)
+                    && (self.names == Names::Said || later.names == Names::Located)
             }
             // Where a name is not said, those below it are not found.
             (Host::Below(top), Host::Name(name)) => {
-                later.names == Names::Said && is_below(name, top)
+                later.names == Names::Said && is_below(without_root(name), top)
             }
             (Host::Below(top), Host::Below(name)) => top == name || is_below(name, top),
             (Host::Network(_) | Host::Name(_) | Host::Below(_), _) => false,
@@ -460,7 +460,7 @@ mod tests {
         }
         assert_eq!(
             pattern("Ledger.Bank.svc.:80").to_string(),
-            "ledger.bank.svc:80"
+            "ledger.bank.svc.:80"
         );
     }
 

@@ -289,6 +289,8 @@ pub(crate) struct Plan {
     workload: String,
     inbound: Vec<String>,
     outbound: Vec<String>,
+    /// Entries of `outbound` that share one socket.
+    intercepted: Vec<String>,
     audit: Option<String>,
     identity: Option<String>,
     prelude: Option<String>,
@@ -303,6 +305,7 @@ impl Plan {
             workload: workload.into(),
             inbound: Vec::new(),
             outbound: Vec::new(),
+            intercepted: Vec::new(),
             audit: None,
             identity: None,
             prelude: None,
@@ -346,6 +349,13 @@ impl Plan {
         self.outbound.push(format!(
             "{{ listen: '127.0.0.1:0', to: '{to}', peer: '{peer}'{comma}{rest} }}"
         ));
+        self
+    }
+
+    /// Adds an outbound entry as it stands, for what is intercepted.
+    #[must_use]
+    pub(crate) fn leads(mut self, entry: impl Into<String>) -> Self {
+        self.intercepted.push(entry.into());
         self
     }
 
@@ -402,7 +412,8 @@ impl Plan {
         let default = format!("{{ path: '{}' }}", audit.display());
         let audit = self.audit.as_ref().unwrap_or(&default);
         text += &format!("audit: {audit}\n");
-        for (key, list) in [("inbound", &self.inbound), ("outbound", &self.outbound)] {
+        let outbound = [&self.outbound[..], &self.intercepted].concat();
+        for (key, list) in [("inbound", &self.inbound), ("outbound", &outbound)] {
             if !list.is_empty() {
                 text += &format!("{key}:\n");
                 for item in list {

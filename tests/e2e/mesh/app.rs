@@ -69,7 +69,11 @@ impl App {
 
     /// The same at an address of the test's choice.
     pub(crate) async fn at(address: &str) -> Self {
-        let listener = TcpListener::bind(address).await.unwrap();
+        Self::on(TcpListener::bind(address).await.unwrap())
+    }
+
+    /// The same behind a socket that listens already.
+    pub(crate) fn on(listener: TcpListener) -> Self {
         let address = listener.local_addr().unwrap();
         let state = Arc::<State>::default();
         let shared = state.clone();
