@@ -39,7 +39,7 @@ use crate::secrets::{self, Guard};
 use crate::serve;
 use crate::session::{Roll, Standing};
 use crate::telemetry::chain;
-use crate::tls::detect::{self, Detected, Prefixed};
+use crate::tls::detect::{self, Detected};
 use crate::tls::{self, Connector, Endpoint, Expected, HandshakeError, Offer, Peer, Secured};
 use crate::upstream::{self, Dial, DialError, Dialed, Place, Queue, Wanted};
 use crate::worker::Worker;
@@ -393,7 +393,10 @@ impl Outbound {
             Protocol::Auto => settings.listener.detect_timeout,
         };
         match detect::peek(stream, timeout).await {
-            Ok((detected, stream)) => connection.serve(stream, detected).await,
+            Ok((detected, stream)) => match connection.http(detected) {
+                Some(http2) => http::serve(connection, stream, http2).await,
+                None => tcp::serve(connection, stream).await,
+            },
             Err(error) => tracing::debug!(%error, "application went away before it spoke"),
         }
     }
@@ -440,14 +443,14 @@ impl Connection {
         }
     }
 
-    /// Serves it as what its first bytes say that it is.
-    async fn serve(self, stream: Prefixed<Stream>, detected: Detected) {
+    /// Whether it is served as HTTP/2 or HTTP/1.1, after its first bytes; or else as opaque bytes.
+    fn http(&self, detected: Detected) -> Option<bool> {
         match (detected, self.outbound.settings.listener.protocol) {
-            (Detected::Http2Preface, _) => http::serve(self, stream, true).await,
-            (Detected::Http1, _) => http::serve(self, stream, false).await,
-            (_, Protocol::Auto | Protocol::Tcp) => tcp::serve(self, stream).await,
+            (Detected::Http2Preface, _) => Some(true),
+            (Detected::Http1, _) => Some(false),
             // HTTP answers what is not HTTP.
-            (_, Protocol::Http) => http::serve(self, stream, false).await,
+            (Detected::Tls | Detected::Opaque, Protocol::Http) => Some(false),
+            (Detected::Tls | Detected::Opaque, Protocol::Auto | Protocol::Tcp) => None,
         }
     }
 

@@ -32,15 +32,15 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use ::http::uri::Authority;
+use ::http::{Request, Response};
 use futures_util::future::join_all;
-use http::uri::Authority;
-use http::{Request, Response};
 use hyper::body::Incoming;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::http::Front;
+use super::http::{self, Front};
 use super::routes::{self, Candidates, Located, Table, Unlocated};
-use super::{Connection, Outbound, Route, Settings};
+use super::{Connection, Outbound, Route, Settings, tcp};
 use crate::audit::{Direction, Kind, Verdict};
 use crate::discovery::{Addresses, ResolveError};
 use crate::exchange::{self, Exchange, Form, Reply};
@@ -48,7 +48,7 @@ use crate::intercept::Otherwise;
 use crate::intercepted::Doorstep;
 use crate::lifecycle::Tasks;
 use crate::limits::{Limit, Tally};
-use crate::listen::{self, Source, Stream};
+use crate::listen::{self, Protocol, Source, Stream};
 use crate::live::Live;
 use crate::outcome::Outcome;
 use crate::serve;
@@ -239,7 +239,7 @@ impl Intercepted {
             Detected::Tls | Detected::Opaque => (None, stream),
         };
         match self.choose(&candidates, port, name.as_deref()).await {
-            Ok(Some(entry)) => self.hand_over(entry, stream, detected, arrived).await,
+            Ok(Some(entry)) => Box::pin(self.hand_over(entry, stream, detected, arrived)).await,
             Ok(None) => {
                 let Arrived {
                     source,
@@ -253,13 +253,20 @@ impl Intercepted {
         }
     }
 
-    /// How long the first bytes are waited for.
+    /// How long the first bytes are waited for: where all is HTTP, as long as for a head.
     fn patience(&self, candidates: &Candidates) -> Duration {
         let listeners = candidates
             .all()
             .map(|index| &self.entries[index].outbound.settings.listener);
-        let longest = listeners.map(|listener| listener.detect_timeout).max();
-        longest.unwrap_or(self.listener.detect_timeout)
+        let may_be_opaque = self.otherwise.is_some()
+            || listeners
+                .clone()
+                .any(|listener| listener.protocol != Protocol::Http);
+        let longest = listeners.map(|listener| match may_be_opaque {
+            true => listener.detect_timeout,
+            false => listener.header_timeout,
+        });
+        longest.max().unwrap_or(self.listener.detect_timeout)
     }
 
     /// The entry for what says that it is meant for `name`, if it says so.
@@ -298,7 +305,10 @@ impl Intercepted {
             arrived.slot = Arc::new(slot);
         }
         let connection = arrived.at(&entry.outbound);
-        connection.serve(stream, detected).await;
+        match connection.http(detected) {
+            Some(http2) => http::serve(connection, stream, http2).await,
+            None => tcp::serve(connection, stream).await,
+        }
     }
 
     /// It is not known which entry a connection is for.

@@ -138,3 +138,80 @@ impl fmt::Debug for Originals {
 const MOST: usize = 1000;
 /// For how long an address is kept at least that nobody asks for, and at most for twice as long.
 const KEPT_FOR: Duration = Duration::from_secs(60);
+
+#[cfg(test)]
+mod tests {
+    use prometheus::Registry;
+
+    use super::*;
+    use crate::audit::{self, Audit, Sink};
+    use crate::discovery::Directory;
+    use crate::lifecycle::{Lifecycle, Tasks};
+    use crate::limits::Credit;
+    use crate::outbound::{Outbound, Reach};
+    use crate::session::Roll;
+    use crate::{secrets, worker};
+
+    fn worker() -> Arc<Worker> {
+        let registry = Registry::new();
+        let settings = audit::Settings {
+            sink: Sink::File("/dev/null".into()),
+            ..audit::Settings::default()
+        };
+        let (audit, _) = Audit::start(&settings, &registry).unwrap();
+        Arc::new(Worker {
+            identity: Arc::default(),
+            directory: Arc::new(Directory::new([])),
+            audit,
+            fingerprints: Arc::new(secrets::Key::generate().unwrap()),
+            lifecycle: Lifecycle::default(),
+            tasks: Tasks::default(),
+            roll: Roll::default(),
+            credit: Credit::default(),
+            metrics: worker::Metrics::register(&registry).unwrap(),
+        })
+    }
+
+    fn address(port: u16) -> SocketAddr {
+        ([127, 0, 0, 1], port).into()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_address_is_kept_while_somebody_asks_for_it_or_may() {
+        let outbound = Outbound::new(Settings::passthrough(), worker());
+        let Reach::Original(originals) = &outbound.reach else {
+            panic!("it leads to where connections were going");
+        };
+        let kept = || originals.locked().len();
+        let held = originals.at(address(1));
+        drop(originals.at(address(2)));
+        assert!(Arc::ptr_eq(&held, &originals.at(address(1))));
+        assert_eq!(kept(), 2);
+        tokio::time::sleep(KEPT_FOR * 2 + Duration::from_secs(1)).await;
+        assert_eq!(kept(), 1);
+        drop(held);
+        // It was asked for, although nobody answered.
+        assert!(originals.at(address(1)).connect().await.is_err());
+        tokio::time::sleep(KEPT_FOR).await;
+        assert_eq!(kept(), 1);
+        tokio::time::sleep(KEPT_FOR).await;
+        assert_eq!(kept(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn no_more_are_remembered_than_may_be() {
+        let outbound = Outbound::new(Settings::passthrough(), worker());
+        let Reach::Original(originals) = &outbound.reach else {
+            panic!("it leads to where connections were going");
+        };
+        let held: Vec<_> = (1..=3).map(|port| originals.at(address(port))).collect();
+        for port in 4..=1100 {
+            drop(originals.at(address(port)));
+        }
+        assert_eq!(originals.locked().len(), MOST);
+        for peers in held {
+            let kept = originals.locked();
+            assert!(kept.values().any(|place| Arc::ptr_eq(&place.peers, &peers)));
+        }
+    }
+}

@@ -314,14 +314,8 @@ impl Candidates {
         self.open.is_empty()
     }
 
-    /// The entry that takes it whatever name it says, if those before it do not.
-    #[must_use]
-    pub fn last(&self) -> Option<usize> {
-        self.last
-    }
-
     /// All of them, in the order of the file.
-    pub fn all(&self) -> impl Iterator<Item = usize> {
+    pub fn all(&self) -> impl Iterator<Item = usize> + Clone {
         self.open.iter().copied().chain(self.last)
     }
 
