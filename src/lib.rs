@@ -74,7 +74,8 @@
 //! | `inbound[].app` | plain | we connect to the application |
 //! | `outbound[].listen` | plain | the application |
 //! | `intercept.inbound.port`, `intercept.outbound.port` | as `inbound[].listen`, `outbound[].listen` | whoever the packet filter leads there |
-//! | `outbound[].to` | mutual TLS | we connect to a peer |
+//! | `outbound[].to`, or where an intercepted connection was going | mutual TLS | we connect to a peer |
+//! | there, with `otherwise: passthrough` | whatever the application speaks | we connect to whoever is there |
 //! | `dns.servers`, or those of `/etc/resolv.conf` | DNS, over UDP and TCP | we ask for addresses |
 //! | `identity.workload_api` | gRPC on a Unix socket | we connect to SPIRE or [`issuer`] |
 //! | `federation[].url` | HTTPS | we connect to another trust domain's bundle endpoint |

@@ -196,6 +196,7 @@ fn probe() -> ! {
         bind: Vec::new(),
         connect: vec![port("NEEDED_PORT")],
         foreign_addresses: false,
+        connect_anywhere: false,
     };
     let sandbox = sandbox::enter(&settings, &needs).unwrap();
     let parts = sandbox.parts().filter(|(_, missing)| missing.is_none());
