@@ -665,7 +665,7 @@ fn questions_about_a_policy_are_answered_word_for_word() {
 #[test]
 fn the_examples_decide_as_their_tables_say_and_leave_no_policy_out() {
     let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples");
-    for example in ["two-services", "agents"] {
+    for example in ["two-services", "agents", "legacy"] {
         let table = examples.join(example).join("policy-test.yaml");
         let output = doorward(&["policy", "test", "--coverage", table.to_str().unwrap()]);
         assert_eq!(code(&output), 0, "{}{}", out(&output), err(&output));
