@@ -144,7 +144,10 @@ start_sidecar() {
     await 20 "$workload is ready" ready "$metrics"
 }
 
-ready() { [[ $(status "http://127.0.0.1:$1/ready") == 200 ]]; }
+# at PORT|ADDRESS:PORT: on this host, unless it says another.
+at() { [[ $1 == *:* ]] && echo "$1" || echo "127.0.0.1:$1"; }
+
+ready() { [[ $(status "http://$(at "$1")/ready") == 200 ]]; }
 
 # status ARGUMENT...: what curl with these arguments is answered; 000 if nothing.
 status() {
@@ -164,7 +167,7 @@ expect() {
 
 # metric PORT FAMILY: the sum of its samples.
 metric() {
-    body "http://127.0.0.1:$1/metrics" |
+    body "http://$(at "$1")/metrics" |
         awk -v name="$2" '$1 == name || index($1, name "{") == 1 { sum += $2 } END { printf "%d\n", sum }'
 }
 
