@@ -21,6 +21,8 @@ limit() {
         doorward.service) echo 15 ;;
         # It runs as root, and looks at the processes of others.
         doorward-issuer.service) echo 23 ;;
+        # It runs as root, in the network of the host, and changes what passes there.
+        doorward-intercept.service) echo 21 ;;
         *) fail "$1 has no limit" ;;
     esac
 }
@@ -40,7 +42,8 @@ done
 ((seen > 1)) || fail "no units were seen"
 
 # What a unit names must be what the binary takes.
-for command in "run --config" "check --config" "issuer --config"; do
-    "$doorward" ${command%% *} --help | grep -q -- "${command##* }" || fail "doorward has no $command"
+for command in "run --config" "check --config" "issuer --config" "intercept apply --config" "intercept remove --config"; do
+    # shellcheck disable=SC2086
+    "$doorward" ${command% *} --help | grep -q -- "${command##* }" || fail "doorward has no $command"
 done
 step commands "those of the units are there"
