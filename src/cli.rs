@@ -7,6 +7,7 @@ pub mod demo;
 pub mod explain;
 pub mod identity;
 pub mod intercept;
+pub mod inject;
 pub mod issuer;
 pub mod policy;
 pub mod report;
@@ -46,6 +47,7 @@ enum Command {
     Identity(identity::Args),
     Intercept(intercept::Args),
     Issuer(issuer::Args),
+    Inject(Box<inject::Args>),
     Report(Box<report::Args>),
     Demo(demo::Args),
     #[command(hide = true)]
@@ -81,6 +83,7 @@ fn obey(command: Command) -> anyhow::Result<ExitCode> {
         Command::Identity(args) => identity::run(args),
         Command::Intercept(args) => intercept::run(&args),
         Command::Issuer(args) => issuer(args),
+        Command::Inject(args) => inject::run(&args),
         Command::Report(args) => report::run(*args),
         Command::Demo(args) => demo::run(&args),
         Command::DemoApp(args) => demo::app::run(&args),

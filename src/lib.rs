@@ -8,7 +8,7 @@
 //!
 //! | layer | modules |
 //! |---|---|
-//! | 5 composition | [`cli`], [`config`], [`app`], [`runtime`], [`admin`], [`suggest`] |
+//! | 5 composition | [`cli`], [`config`], [`app`], [`runtime`], [`admin`], [`suggest`], [`inject`] |
 //! | 4 data path | [`inbound`], [`outbound`], which never import each other |
 //! | 3 what both share | [`descriptors`], [`listen`], [`worker`], [`intercepted`], [`serve`], [`session`], [`exchange`], [`upstream`], [`tunnel`], [`upgrade`], [`relay`], [`headers`], [`target`] |
 //! | 2 capabilities | [`tls`], [`discovery`], [`federation`], [`policy`], [`secrets`], [`audit`], [`issuer`], [`intercept`], [`sandbox`], [`web`], [`report`] |
@@ -126,6 +126,7 @@ pub mod identity;
 pub mod inbound;
 pub mod intercept;
 pub mod intercepted;
+pub mod inject;
 pub mod issuer;
 pub mod lifecycle;
 pub mod limits;
