@@ -16,6 +16,7 @@ use std::time::{Duration, Instant, SystemTime};
 use bytes::Bytes;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::Full;
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -121,7 +122,7 @@ impl Routes {
         }
     }
 
-    fn answer<B>(&self, request: &Request<B>) -> Response<Full<Bytes>> {
+    fn routed<B>(&self, request: &Request<B>) -> Response<Full<Bytes>> {
         let route: fn(&Self) -> Response<Full<Bytes>> = match request.uri().path() {
             "/live" => Self::live,
             "/ready" => Self::ready,
@@ -136,10 +137,7 @@ impl Routes {
             }
         };
         if !matches!(*request.method(), Method::GET | Method::HEAD) {
-            let mut refusal = response(StatusCode::METHOD_NOT_ALLOWED, TEXT, "use GET\n");
-            let allow = HeaderValue::from_static("GET, HEAD");
-            refusal.headers_mut().insert(header::ALLOW, allow);
-            return refusal;
+            return only_get();
         }
         route(self)
     }
@@ -179,6 +177,21 @@ impl Routes {
     }
 }
 
+impl Answer for Routes {
+    async fn answer(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
+        self.routed(&request)
+    }
+}
+
+/// Whoever answers what is asked on one listener.
+pub trait Answer: Send + Sync + 'static {
+    /// The answer to `request`.
+    fn answer(
+        &self,
+        request: Request<Incoming>,
+    ) -> impl Future<Output = Response<Full<Bytes>>> + Send;
+}
+
 impl fmt::Debug for Routes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Routes")
@@ -205,7 +218,15 @@ fn json(well: bool, value: &impl Serialize) -> Response<Full<Bytes>> {
     }
 }
 
-fn response(
+/// The answer to a method that changes something.
+pub(crate) fn only_get() -> Response<Full<Bytes>> {
+    let mut refusal = response(StatusCode::METHOD_NOT_ALLOWED, TEXT, "use GET\n");
+    let allow = HeaderValue::from_static("GET, HEAD");
+    refusal.headers_mut().insert(header::ALLOW, allow);
+    refusal
+}
+
+pub(crate) fn response(
     status: StatusCode,
     content_type: &'static str,
     body: impl Into<Bytes>,
@@ -226,7 +247,7 @@ fn response(
 /// open without a question cannot keep a probe out.
 pub async fn serve(
     listener: TcpListener,
-    routes: Arc<Routes>,
+    answers: Arc<impl Answer>,
     shutdown: impl Future<Output = ()> + Send,
 ) {
     let mut shutdown = pin!(shutdown);
@@ -252,14 +273,14 @@ pub async fn serve(
         {
             oldest.abort();
         }
-        by_age.push_back(open.spawn(attend(stream, routes.clone())));
+        by_age.push_back(open.spawn(attend(stream, answers.clone())));
     }
 }
 
-async fn attend(stream: TcpStream, routes: Arc<Routes>) {
-    let service = service_fn(|request: Request<hyper::body::Incoming>| {
-        let answer = routes.answer(&request);
-        async { Ok::<_, Infallible>(answer) }
+async fn attend(stream: TcpStream, answers: Arc<impl Answer>) {
+    let service = service_fn(|request| {
+        let answers = answers.clone();
+        async move { Ok::<_, Infallible>(answers.answer(request).await) }
     });
     let mut connection = pin!(
         http1::Builder::new()
@@ -276,7 +297,7 @@ async fn attend(stream: TcpStream, routes: Arc<Routes>) {
     }
 }
 
-const TEXT: &str = "text/plain; charset=utf-8";
+pub(crate) const TEXT: &str = "text/plain; charset=utf-8";
 const PATHS: &str = "/live, /ready, /metrics";
 
 /// How many connections one listener holds.

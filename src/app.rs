@@ -34,6 +34,7 @@ use crate::listen::{self, Address, Bound, Entrance, Listener};
 use crate::live::{self, Change, Kept, Live, Source};
 use crate::outbound::{self, Outbound};
 use crate::policy::{self, Policy};
+use crate::probes::Probes;
 use crate::sandbox;
 use crate::secrets;
 use crate::session::{Clock, Roll};
@@ -163,6 +164,11 @@ pub fn run(config: Config) -> anyhow::Result<ExitCode> {
                 tokio::spawn(admin::serve(listener, Arc::new(routes), over));
             }
         }
+        if let (Some(listener), Some(settings)) = (sockets.probes, config.probes) {
+            let over = lifecycle.reached(Phase::Cut);
+            let probes = Arc::new(Probes::new(settings));
+            tokio::spawn(admin::serve(listener, probes, over));
+        }
         let mut workers = runtime::start(jobs).context("cannot start the workers")?;
         signals
             .stop(&lifecycle, &audit, config.drain_grace, workers.ended())
@@ -209,6 +215,7 @@ struct Sockets {
     data: Vec<Vec<(Settings, Bound)>>,
     admin: Option<TcpListener>,
     metrics: Option<TcpListener>,
+    probes: Option<TcpListener>,
 }
 
 /// What is served on a socket.
@@ -306,9 +313,11 @@ impl Sockets {
         }
         let admin = config.admin.map(|admin| admin.listen);
         let metrics = config.metrics.map(|metrics| metrics.listen);
+        let probes = config.probes.as_ref().map(|probes| probes.listen);
         Ok(Self {
             admin: admin.map(bind_admin).transpose()?,
             metrics: metrics.map(bind_admin).transpose()?,
+            probes: probes.map(bind_admin).transpose()?,
             data,
         })
     }
@@ -319,7 +328,12 @@ impl Sockets {
         for (settings, bound) in self.data.first().into_iter().flatten() {
             tracing::info!(address = %bound.address(), what = %settings.what(), "bound");
         }
-        for (listener, what) in [(&self.admin, "admin"), (&self.metrics, "metrics")] {
+        let others = [
+            (&self.probes, "probes"),
+            (&self.admin, "admin"),
+            (&self.metrics, "metrics"),
+        ];
+        for (listener, what) in others {
             if let Some(listener) = listener {
                 tracing::info!(address = %listener.local_addr()?, what, "bound");
             }

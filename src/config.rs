@@ -11,8 +11,8 @@ use std::time::Duration;
 use self::entrances::Taken;
 use crate::document::{Document, Mistakes, Node};
 use crate::{
-    admin, audit, discovery, federation, identity, inbound, intercept, outbound, policy, sandbox,
-    telemetry,
+    admin, audit, discovery, federation, identity, inbound, intercept, outbound, policy, probes,
+    sandbox, telemetry,
 };
 
 /// What one sidecar does.
@@ -38,6 +38,8 @@ pub struct Config {
     pub admin: Option<admin::Settings>,
     /// The listener for Prometheus and probes.
     pub metrics: Option<admin::MetricsSettings>,
+    /// The listener for probes of our application.
+    pub probes: Option<probes::Settings>,
     /// What is logged.
     pub log: telemetry::Settings,
     /// Worker threads; without a number, as many as the CPUs that the cgroup grants.
@@ -100,6 +102,7 @@ impl Config {
         });
         let admin = section.optional("admin", |node| admin::Settings::read(&node));
         let metrics = section.optional("metrics", |node| admin::MetricsSettings::read(&node));
+        let probes = section.optional("probes", |node| probes::Settings::read(&node));
         let log = section.or("log", telemetry::Settings::default(), |node| {
             telemetry::Settings::read(&node)
         });
@@ -139,6 +142,7 @@ impl Config {
             audit: audit?,
             admin: admin?,
             metrics: metrics?,
+            probes: probes?,
             log: log?,
             workers: workers?,
             drain_grace: drain_grace?,

@@ -8,7 +8,7 @@
 //!
 //! | layer | modules |
 //! |---|---|
-//! | 5 composition | [`cli`], [`config`], [`app`], [`runtime`], [`admin`], [`suggest`], [`inject`] |
+//! | 5 composition | [`cli`], [`config`], [`app`], [`runtime`], [`admin`], [`probes`], [`suggest`], [`inject`] |
 //! | 4 data path | [`inbound`], [`outbound`], which never import each other |
 //! | 3 what both share | [`descriptors`], [`listen`], [`worker`], [`intercepted`], [`serve`], [`session`], [`exchange`], [`upstream`], [`tunnel`], [`upgrade`], [`relay`], [`headers`], [`target`] |
 //! | 2 capabilities | [`tls`], [`discovery`], [`federation`], [`policy`], [`secrets`], [`audit`], [`issuer`], [`intercept`], [`sandbox`], [`web`], [`report`] |
@@ -81,6 +81,7 @@
 //! | `federation[].url` | HTTPS | we connect to another trust domain's bundle endpoint |
 //! | `metrics.listen` | HTTP | Prometheus, probes |
 //! | `admin.listen` | HTTP, on loopback | people on this machine |
+//! | `probes.listen` | HTTP | Kubernetes, to ask whether the application is well |
 //!
 //! Worker sockets share a port by `SO_REUSEPORT`. They are bound before anything starts, so a taken port
 //! stops the start, and they listen only once there is an identity.
@@ -124,9 +125,9 @@ pub mod fuzzing;
 pub mod headers;
 pub mod identity;
 pub mod inbound;
+pub mod inject;
 pub mod intercept;
 pub mod intercepted;
-pub mod inject;
 pub mod issuer;
 pub mod lifecycle;
 pub mod limits;
@@ -135,6 +136,7 @@ pub mod live;
 pub mod outbound;
 pub mod outcome;
 pub mod policy;
+pub mod probes;
 pub mod relay;
 pub mod report;
 pub mod runtime;

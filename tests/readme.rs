@@ -94,6 +94,16 @@ const READERS: &[(&str, &str, &str, &str, &[&str])] = &[
         &["admin."],
     ),
     ("admin.rs", "impl MetricsSettings", "", RUN, &["metrics."]),
+    ("probes.rs", "impl Settings", "", RUN, &["probes."]),
+    ("probes.rs", "impl Check", "", RUN, &["probes.checks[]."]),
+    ("inject/settings.rs", "impl Settings", "", INJECT, &[""]),
+    (
+        "inject/settings.rs",
+        "impl Resources",
+        "",
+        INJECT,
+        &["resources."],
+    ),
     ("telemetry.rs", "impl Settings", "", RUN, &["log."]),
     ("sandbox.rs", "impl Settings", "", RUN, &["sandbox."]),
     (
@@ -151,6 +161,7 @@ const READERS: &[(&str, &str, &str, &str, &[&str])] = &[
 
 const RUN: &str = "### `doorward run`";
 const ISSUER: &str = "### `doorward issuer`";
+const INJECT: &str = "### `doorward inject`";
 const WORKLOADS: &str = "### `workloads.yaml`";
 const TABLE: &str = "### `doorward policy test`";
 const METRICS: &str = "## Every metric";
@@ -160,7 +171,7 @@ const WRITTEN: &str = "2026-11-22T12:00:00Z";
 
 #[test]
 fn every_configuration_key_is_in_the_readme_and_no_other() {
-    for heading in [RUN, ISSUER, WORKLOADS, TABLE] {
+    for heading in [RUN, ISSUER, INJECT, WORKLOADS, TABLE] {
         let mut read = BTreeSet::new();
         for (file, from, to, _, prefixes) in READERS.iter().filter(|reader| reader.3 == heading) {
             let keys = keys_in(between(&source(file), from, to));
@@ -186,6 +197,12 @@ fn no_reader_of_settings_escapes_the_comparison() {
         READERS.len(),
         "list the new one in READERS"
     );
+}
+
+#[test]
+fn every_annotation_is_in_the_readme_and_no_other() {
+    let known = doorward::inject::annotations::KNOWN.map(ToOwned::to_owned);
+    assert_eq!(first_cells("### Annotations"), known.into());
 }
 
 #[test]

@@ -238,7 +238,7 @@ async fn the_identity_is_shown_where_people_ask_and_nowhere_else() {
     let admin = routes
         .clone()
         .with_identity(move |_| Shown::nobody(&settings));
-    let ask = |routes: &Routes| routes.answer(&Request::get("/identity").body(()).unwrap());
+    let ask = |routes: &Routes| routes.routed(&Request::get("/identity").body(()).unwrap());
     assert_eq!(ask(&routes).status(), StatusCode::NOT_FOUND);
     let answer = ask(&admin);
     assert_eq!(answer.status(), StatusCode::OK);

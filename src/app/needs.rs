@@ -44,6 +44,8 @@ impl Sockets {
         needs
             .connect
             .extend(federated.map(|other| other.url.port()));
+        let checks = config.probes.iter().flat_map(|probes| &probes.checks);
+        needs.connect.extend(checks.map(|check| check.port.get()));
         // An answer that does not fit into a datagram is asked for by TCP.
         let servers = config.dns.servers.iter();
         needs.connect.extend(servers.map(SocketAddr::port));

@@ -42,15 +42,14 @@ pub(super) fn take_over(pod: &mut Value, record: &mut undo::Record) -> (Vec<Chec
                 let Some(probe) = container.get_mut(key).and_then(Value::as_object_mut) else {
                     continue;
                 };
-                let Some((handler, asks)) = asked(&before, probe) else {
+                let Some((handler, mut asks)) = asked(&before, probe) else {
                     continue;
                 };
-                if asks.get("kind") == Some(&json!("tls")) {
+                if handler == "httpGet" && asks.get("kind") == Some(&json!("tcp")) {
                     notes.push(format!(
-                        "`{key}` of `{own}` asks by HTTPS: the sidecar checks that there is TLS on its port, and asks no more"
+                        "`{key}` of `{own}` asks by HTTPS: the sidecar checks that its port is open, and asks no more"
                     ));
                 }
-                let mut asks = asks;
                 if let Some(seconds) = probe.get("timeoutSeconds").and_then(Value::as_u64) {
                     asks.insert("timeout".into(), format!("{seconds}s").into());
                 }
@@ -103,7 +102,7 @@ fn asked(pod: &Value, probe: &Map<String, Value>) -> Option<(&'static str, Map<S
     let handler = if let Some(get) = probe.get("httpGet").filter(|get| here(get)) {
         asks.insert("port".into(), port(get)?.into());
         if get["scheme"] == json!("HTTPS") {
-            asks.insert("kind".into(), "tls".into());
+            asks.insert("kind".into(), "tcp".into());
             return Some(("httpGet", asks));
         }
         asks.insert("kind".into(), "http".into());

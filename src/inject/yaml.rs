@@ -418,7 +418,7 @@ mod tests {
             ("a: 1\na: 2\n", 2, "the key `a` stands here twice"),
             ("a: 1\nb: !vault x\n", 2, "says nothing to Kubernetes"),
             ("a: [\n", 2, ""),
-            ("? [a]\n: b\n", 2, "a key must be plain text"),
+            ("? [a]\n: b\n", 1, "a key must be plain text"),
             ("a: &a [*a]\n", 1, "an alias stands for what holds it"),
             (&bomb, 7, "more than 1000000 values"),
             (&"[".repeat(200), 1, "more than 127 deep"),

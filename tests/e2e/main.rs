@@ -21,6 +21,7 @@ mod limits;
 mod mesh;
 mod outage;
 mod pair;
+mod probes;
 mod protocols;
 mod revocation;
 mod rotation;

@@ -453,13 +453,17 @@ impl Plan {
                 Process::spawn(name, Path::new("/bin/sh"), &args, &log)
             }
         };
-        let has_admin = self.rest.iter().any(|line| line.starts_with("admin:"));
+        let has = |key: &str| self.rest.iter().any(|line| line.starts_with(key));
+        let (has_probes, has_admin) = (has("probes:"), has("admin:"));
         let intercept = self.rest.iter().find(|line| line.starts_with("intercept:"));
         let intercepted = intercept.map_or(0, |section| section.matches("port:").count());
-        let listeners =
-            self.inbound.len() + self.outbound.len() + intercepted + usize::from(has_admin);
-        // Inbound listeners are bound first, then outbound ones, then those of what is intercepted, then admin,
-        // the metrics last.
+        let listeners = self.inbound.len()
+            + self.outbound.len()
+            + intercepted
+            + usize::from(has_probes)
+            + usize::from(has_admin);
+        // Inbound listeners are bound first, then outbound ones, then those of what is intercepted, then probes,
+        // admin, the metrics last.
         let mut bound = eventually(format_args!("{name} binds its sockets"), async || {
             process.assert_running();
             let bound = process.bound();
@@ -468,10 +472,12 @@ impl Plan {
         .await;
         let metrics = bound.pop().unwrap();
         let admin = if has_admin { bound.pop() } else { None };
+        let probes = if has_probes { bound.pop() } else { None };
         let outbound = bound.split_off(self.inbound.len());
         Sidecar {
             inbound: bound,
             outbound,
+            probes,
             admin,
             metrics,
             audit,
@@ -487,6 +493,8 @@ pub(crate) struct Sidecar {
     pub(crate) inbound: Vec<SocketAddr>,
     /// Where its outbound listeners are.
     pub(crate) outbound: Vec<SocketAddr>,
+    /// Where its listener for probes of the application is, if the plan has one.
+    pub(crate) probes: Option<SocketAddr>,
     /// Where its admin listener is, if the plan has one.
     pub(crate) admin: Option<SocketAddr>,
     /// Where `/metrics`, `/ready` and `/live` are.
