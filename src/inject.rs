@@ -153,7 +153,7 @@ fn inject(settings: &Settings, owner: Owner<'_>, pod: &mut Value) -> Result<Outc
     };
     let config = match &wanted.config {
         Some(name) => {
-            notes.extend(sidecar::asked_of_the_config_map(name, &wanted, &probes));
+            notes.push(sidecar::asked_of_the_config_map(name, &wanted, &probes));
             None
         }
         None => {

@@ -2,7 +2,8 @@
 //!
 //! Each `tests/fixtures/check/NAME.yaml` is a configuration and `NAME.txt` what `doorward check` says of
 //! it. Each `tests/fixtures/warnings/CODE` is a policy directory that deserves that warning, with what is
-//! said of it in `told.txt`. Each `tests/fixtures/asked/NAME.txt` is a question about a policy and its answer.
+//! said of it in `told.txt`. Each `tests/fixtures/inject/NAME.yaml` is a manifest, `NAME.out.yaml` the same with
+//! sidecars, and `NAME.txt` what is said of it. Each `tests/fixtures/asked/NAME.txt` is a question about a policy and its answer.
 //! `DOORWARD_BLESS=1 cargo test --test cli` writes these texts anew, to be read before they are committed.
 #![allow(
     clippy::unwrap_used,
@@ -720,4 +721,83 @@ fn fmt_lays_out_what_comes_in() {
     let output = child.wait_with_output().unwrap();
     assert_eq!(code(&output), 0);
     assert_eq!(out(&output), "forbid (principal, action, resource);\n");
+}
+
+/// `file`, or what stands in it after it was written anew.
+fn golden(file: &Path, told: &str) -> String {
+    if std::env::var_os("DOORWARD_BLESS").is_some() {
+        std::fs::write(file, told).unwrap();
+    }
+    std::fs::read_to_string(file).unwrap_or_default()
+}
+
+/// The manifests of `tests/fixtures/inject` that are sound.
+const MANIFESTS: [&str; 4] = [
+    "deployment.yaml",
+    "list.yaml",
+    "config_map.yaml",
+    "pod.json",
+];
+
+#[test]
+fn manifests_get_their_sidecars_word_for_word() {
+    for name in MANIFESTS {
+        let file = fixtures().join("inject").join(name);
+        let (stem, extension) = name.split_once('.').unwrap();
+        let output = doorward(&["inject", file.to_str().unwrap()]);
+        assert_eq!(code(&output), 0, "{name}: {}", err(&output));
+        let expected = file.with_file_name(format!("{stem}.out.{extension}"));
+        assert_eq!(golden(&expected, &out(&output)), out(&output), "{name}");
+        let expected = file.with_file_name(format!("{stem}.txt"));
+        assert_eq!(golden(&expected, &err(&output)), err(&output), "{name}");
+
+        // Once more changes nothing, not a letter.
+        let injected = file.with_file_name(format!("{stem}.out.{extension}"));
+        let again = doorward(&["inject", injected.to_str().unwrap()]);
+        assert_eq!(out(&again), out(&output), "{name}");
+    }
+}
+
+#[test]
+fn standard_input_is_read_and_settings_hold_where_annotations_say_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let settings = dir.path().join("inject.yaml");
+    std::fs::write(
+        &settings,
+        "image: a/b:1\nintercept: false\nidentity: cert-manager\n",
+    )
+    .unwrap();
+    let manifest = std::fs::File::open(fixtures().join("inject/deployment.yaml")).unwrap();
+    let output = Command::new(env!("CARGO_BIN_EXE_doorward"))
+        .args(["inject", "--identity", "spiffe-csi", "--config"])
+        .arg(&settings)
+        .arg("-")
+        .stdin(manifest)
+        .output()
+        .unwrap();
+    assert_eq!(code(&output), 0, "{}", err(&output));
+    let text = out(&output);
+    assert!(text.contains("image: \"a/b:1\""), "{text}");
+    assert!(text.contains("driver: csi.spiffe.io"), "{text}");
+    assert!(!text.contains("doorward-intercept"), "{text}");
+    assert!(!text.contains("/app-health/"), "{text}");
+    assert!(text.contains("listen: \"0.0.0.0:8443\""), "{text}");
+
+    std::fs::write(&settings, "imag: x\n").unwrap();
+    let output = doorward(&["inject", "--config", settings.to_str().unwrap()]);
+    assert_eq!(code(&output), 2);
+    assert!(
+        err(&output).contains("imag: unknown key"),
+        "{}",
+        err(&output)
+    );
+}
+
+#[test]
+fn what_cannot_be_injected_is_told_in_its_place_and_nothing_is_printed() {
+    let output = doorward(&["inject", "inject/mistaken.yaml", "inject/list.yaml"]);
+    assert_eq!(code(&output), 2);
+    assert_eq!(out(&output), "");
+    let expected = fixtures().join("inject/mistaken.txt");
+    assert_eq!(golden(&expected, &err(&output)), err(&output));
 }

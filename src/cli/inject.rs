@@ -68,7 +68,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
             };
             eprintln!("{}: {done}", told.object);
             for note in notes {
-                eprintln!("  note: {note}");
+                eprintln!("  note: {}", note.replace('\n', "\n    "));
             }
         }
         for mistake in &report.mistakes {

@@ -5,7 +5,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::annotations::{METRICS_PORT, Wanted};
+use super::annotations::{METRICS_PORT, PROBES_PORT, Wanted};
 use super::undo::{Grace, Record};
 use super::{
     CONFIG_FILE, CONFIG_VOLUME, IDENTITY_VOLUME, INTERCEPTOR, Identity, POLICY_VOLUME, PREFIX,
@@ -183,24 +183,26 @@ pub(super) fn asked_of_the_config_map(
     name: &str,
     wanted: &Wanted,
     probes: &[probing::Check],
-) -> Vec<String> {
-    let mut notes = vec![format!(
-        "the ConfigMap `{name}` must have the key `{CONFIG_FILE}`, and say in it `metrics: {{ listen: 0.0.0.0:{METRICS_PORT} }}`"
-    )];
+) -> String {
+    let mut asked = json!({ "metrics": { "listen": format!("0.0.0.0:{METRICS_PORT}") } });
     if wanted.intercept {
-        notes.push(format!(
-            "and under `intercept` say `user: {}`, with {METRICS_PORT} among `inbound.exclude_ports`",
-            wanted.user
-        ));
+        let mut excluded = vec![METRICS_PORT];
+        if !probes.is_empty() {
+            excluded.push(PROBES_PORT);
+        }
+        asked["intercept"] = json!({
+            "user": wanted.user,
+            "inbound": { "exclude_ports": excluded },
+        });
     }
     if !probes.is_empty() {
-        let section = yaml::write(&json!({ "probes": generated::probes(probes) }));
-        notes.push(format!(
-            "and exclude port {} there too, for the probes:\n{section}",
-            super::annotations::PROBES_PORT
-        ));
+        asked["probes"] = generated::probes(probes);
     }
-    notes
+    let asked = yaml::write(&asked);
+    format!(
+        "the ConfigMap `{name}` must have the key `{CONFIG_FILE}`, and in it beside all else:\n{}",
+        asked.trim_end()
+    )
 }
 
 /// Lets the application serve for `delay` seconds after its pod was told to stop: until then not everybody
