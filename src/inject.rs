@@ -47,7 +47,7 @@ pub enum Outcome {
 /// Why a pod was left alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reason {
-    /// Its annotation says so.
+    /// Its annotation or its label says so.
     Disabled,
     /// Its network is the node's.
     HostNetwork,
@@ -64,14 +64,14 @@ pub enum Reason {
 impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Disabled => "its annotation `doorward.dev/inject` says `disabled`",
+            Self::Disabled => "its annotation or label `doorward.dev/inject` says `disabled`",
             Self::HostNetwork => {
                 "it has `hostNetwork: true`: its connections are not told apart from the node's"
             }
             Self::Windows => "it runs on Windows",
             Self::Mirror => "it is a static pod, which can have no identity of its own",
             Self::HasSidecar => {
-                "it has a container, a volume or a port named as ours are, which an injection did not put there"
+                "it has a container or a volume named as ours are, which an injection did not put there"
             }
             Self::NothingToDo => {
                 "it names no port, no outbound destination and no configuration for a sidecar, and does not say `doorward.dev/inject: enabled`"
@@ -164,6 +164,9 @@ fn inject(settings: &Settings, owner: Owner<'_>, pod: &mut Value) -> Result<Outc
         }
     };
     notes.extend(identity_notes(pod));
+    if wanted.intercepts_inbound() || wanted.intercepts_outbound() {
+        notes.extend(privilege_notes(pod));
+    }
     sidecar::put_in(pod, &wanted, &mut record);
     if let Some(delay) = wanted.stops_late(pod) {
         sidecar::delay_the_stop(pod, delay, &mut record);
@@ -208,6 +211,24 @@ fn identity_notes(pod: &Value) -> Option<String> {
     let account = pod["spec"]["serviceAccountName"].as_str();
     matches!(account, None | Some("" | "default")).then(|| {
         "it runs as the service account `default`: every pod of the namespace that names none may have the same identity. Give it `serviceAccountName`".into()
+    })
+}
+
+/// Who could get past the sidecar.
+fn privilege_notes(pod: &Value) -> impl Iterator<Item = String> {
+    let may_change_rules = |container: &&Value| {
+        let security = &container["securityContext"];
+        let added = security["capabilities"]["add"].as_array();
+        let mut added = added.into_iter().flatten().filter_map(Value::as_str);
+        security["privileged"] == json!(true)
+            || added.any(|capability| ["ALL", "NET_ADMIN"].contains(&capability))
+    };
+    let all = ALL_CONTAINERS.iter().flat_map(|list| containers(pod, list));
+    all.filter(may_change_rules).map(|container| {
+        format!(
+            "the container `{}` may change the packet filter's rules, and so go past the sidecar",
+            name(container)
+        )
     })
 }
 

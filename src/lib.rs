@@ -27,6 +27,7 @@
 //! 8. [`document`], [`config`]: how every mistake is shown in its place.
 //! 9. [`report`]: what a fleet's metrics say about its policy, afterwards.
 //! 10. [`issuer`]: a program of its own, behind the same socket as SPIRE.
+//! 11. [`inject`] and [`probes`]: how a pod gets its sidecar, and kubelet past it.
 //!
 //! # The life of a request
 //!

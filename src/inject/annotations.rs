@@ -26,6 +26,8 @@ pub const PREFIX: &str = "doorward.dev/";
 pub struct Annotations {
     ours: BTreeMap<String, String>,
     mirror: bool,
+    /// A label, so that an admission webhook need not be asked.
+    labelled_disabled: bool,
 }
 
 /// Every annotation that an operator may write, in the order of the README.
@@ -68,6 +70,8 @@ impl Annotations {
         });
         Self {
             ours: ours.collect(),
+            labelled_disabled: pod["metadata"]["labels"][format!("{PREFIX}inject")]
+                == json!("disabled"),
             mirror: all().any(|(name, _)| name == "kubernetes.io/config.mirror"),
         }
     }
@@ -75,7 +79,7 @@ impl Annotations {
     /// Whether the pod is to be left alone.
     #[must_use]
     pub fn says_disabled(&self) -> bool {
-        self.get("inject") == Some("disabled")
+        self.labelled_disabled || self.get("inject") == Some("disabled")
     }
 
     /// Whether the pod asks for a sidecar in so many words.

@@ -49,6 +49,13 @@ fn pods_that_cannot_have_a_sidecar_or_need_none_are_left_as_they_are() {
             ),
             Reason::Disabled,
         ),
+        (
+            (
+                "/metadata/labels",
+                json!({ "doorward.dev/inject": "disabled" }),
+            ),
+            Reason::Disabled,
+        ),
         (("/metadata/annotations", json!({})), Reason::NothingToDo),
         (
             (
@@ -118,6 +125,52 @@ fn a_probe_that_was_written_anew_after_an_injection_counts() {
 }
 
 #[test]
+fn whoever_runs_a_pod_is_told_what_weakens_its_sidecar() {
+    for (path, value, note) in [
+        (
+            "/spec/serviceAccountName",
+            json!("default"),
+            "service account `default`",
+        ),
+        (
+            "/spec/containers/0/securityContext",
+            json!({ "privileged": true }),
+            "may change the packet filter's rules",
+        ),
+        (
+            "/spec/containers/0/securityContext",
+            json!({ "capabilities": { "add": ["NET_ADMIN"] } }),
+            "may change the packet filter's rules",
+        ),
+        (
+            "/spec/containers/0/livenessProbe",
+            json!({ "httpGet": { "port": 8080, "scheme": "HTTPS" } }),
+            "asks by HTTPS",
+        ),
+        (
+            "/spec/containers/0/lifecycle",
+            json!({ "preStop": { "httpGet": { "port": 8080 } } }),
+            "write it with `exec`",
+        ),
+    ] {
+        let mut it = plain(json!({ "doorward.dev/port": "8080" }));
+        let (parent, key) = path.rsplit_once('/').unwrap();
+        it.pointer_mut(parent).unwrap()[key] = value;
+        let settings = Settings {
+            intercept: true,
+            ..without_interception()
+        };
+        let Outcome::Injected { notes } = pod(&settings, NO_OWNER, &mut it).unwrap() else {
+            panic!("{path}: it was left alone");
+        };
+        assert!(
+            notes.len() == 1 && notes[0].contains(note),
+            "{path}: {notes:?}"
+        );
+    }
+}
+
+#[test]
 fn jobs_and_pods_that_serve_nothing_stop_at_once() {
     for (annotations, policy, late) in [
         (json!({ "doorward.dev/port": "8080" }), "Always", true),
@@ -158,6 +211,12 @@ fn what_the_sidecar_is_told_is_what_check_accepts() {
         json!({ "doorward.dev/port": "8080=a, 9090=b", "doorward.dev/protocol": "tcp" }),
         json!({ "doorward.dev/port": "8080", "doorward.dev/exclude-inbound-ports": "22, 9000-9010" }),
         json!({ "doorward.dev/inbound": "[{ intercept: [8080, 9000-9010], service: a }, { listen: '0.0.0.0:8443', service: b, app: '127.0.0.1:1' }]" }),
+        json!({
+            "doorward.dev/outbound": "[{ intercept: ['ledger.bank.svc:8443', '10.0.0.0/8:5432'], peer: 'spiffe://a/b' }]",
+            "doorward.dev/outbound-otherwise": "passthrough",
+            "doorward.dev/exclude-outbound-ports": "22, 9000-9010",
+            "doorward.dev/exclude-outbound-addresses": "169.254.169.254, 10.1.0.0/16",
+        }),
         json!({ "doorward.dev/outbound": outbound }),
         json!({ "doorward.dev/outbound": outbound, "doorward.dev/identity": "cert-manager" }),
         json!({ "doorward.dev/outbound": outbound, "doorward.dev/identity": "unix:///run/a/b.sock", "doorward.dev/spiffe-id": "spiffe://a/b" }),
