@@ -755,6 +755,16 @@ fn manifests_get_their_sidecars_word_for_word() {
         let injected = file.with_file_name(format!("{stem}.out.{extension}"));
         let again = doorward(&["inject", injected.to_str().unwrap()]);
         assert_eq!(out(&again), out(&output), "{name}");
+
+        // Without its sidecars it is a manifest like the first one.
+        let undone = doorward(&["inject", "--undo", injected.to_str().unwrap()]);
+        assert_eq!(code(&undone), 0, "{name}: {}", err(&undone));
+        assert!(!out(&undone).contains("doorward-config"), "{name}");
+        let dir = tempfile::tempdir().unwrap();
+        let plain = dir.path().join(name);
+        std::fs::write(&plain, &undone.stdout).unwrap();
+        let again = doorward(&["inject", plain.to_str().unwrap()]);
+        assert_eq!(out(&again), out(&output), "{name}");
     }
 }
 
