@@ -146,7 +146,10 @@ pub struct Settings {
 impl Default for Settings {
     fn default() -> Self {
         Document::new("", "")
-            .read(|node| Self::read(&mut node.section()?))
+            .read(|node| {
+                node.section()
+                    .and_then(|mut section| Self::read(&mut section))
+            })
             .expect("every key has a default")
     }
 }

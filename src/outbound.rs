@@ -112,7 +112,10 @@ impl Settings {
     #[must_use]
     pub fn passthrough() -> Self {
         Document::new("", "")
-            .read(|node| Self::read_rest(&mut node.section()?))
+            .read(|node| {
+                node.section()
+                    .and_then(|mut section| Self::read_rest(&mut section))
+            })
             .expect("every key has a default")
     }
 

@@ -491,7 +491,7 @@ async fn what_no_entry_leads_on_is_refused() {
 }
 
 async fn what_passes_through_does_so_in_plain_and_is_told() {
-    let world = World::new("passthrough").await;
+    let mut world = World::new("passthrough").await;
     for http in [Http::One, Http::Two] {
         let mut client = Client::on(connect("10.9.0.9:8080").await, http).await;
         for (host, status) in [
@@ -532,6 +532,9 @@ async fn what_passes_through_does_so_in_plain_and_is_told() {
     let mut client = Client::on(connect("10.9.0.2:8080").await, Http::One).await;
     assert_eq!(ask(&mut client, "ledger.test").await.0, 200);
     assert_eq!(world.apps[0].seen().len(), 1);
+    // Connections that are kept to wherever hold up no drain.
+    drop(client);
+    assert_eq!(world.a.terminate().await, Some(0));
 }
 
 async fn sessions_to_an_original_destination_share_a_connection() {

@@ -37,6 +37,7 @@ use ::http::{Request, Response};
 use futures_util::future::join_all;
 use hyper::body::Incoming;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::Instant;
 
 use super::http::{self, Front};
 use super::routes::{self, Candidates, Located, Table, Unlocated};
@@ -139,11 +140,7 @@ impl Intercepted {
         };
         let candidates = self.candidates(destination);
         let (first, settled) = match &candidates {
-            Ok(candidates) => {
-                let first = candidates.all().next();
-                let first = first.map(|index| &self.entries[index]);
-                (first.or(self.otherwise.as_ref()), candidates.is_settled())
-            }
+            Ok(candidates) => (self.first(candidates), self.settled(candidates).is_some()),
             Err(_) => (None, false),
         };
         // One entry that is full must not make the others' connections wait.
@@ -172,6 +169,18 @@ impl Intercepted {
     fn candidates(&self, destination: SocketAddr) -> Result<Candidates, Unlocated> {
         let at = |name: &str, ip| self.located(name, ip);
         self.table.candidates(destination, &at)
+    }
+
+    /// The first entry that may take a connection.
+    fn first(&self, candidates: &Candidates) -> Option<&Entry> {
+        let first = candidates.all().next().map(|index| &self.entries[index]);
+        first.or(self.otherwise.as_ref())
+    }
+
+    /// The one that does, whatever the connection says.
+    fn settled(&self, candidates: &Candidates) -> Option<&Entry> {
+        let first = self.first(candidates);
+        first.filter(|_| candidates.is_settled())
     }
 
     /// Whether a name is at an address, as far as is known now.
@@ -216,7 +225,17 @@ impl Intercepted {
             Ok(candidates) => candidates,
             Err(unlocated) => return self.refuse(&stream, &arrived, &unlocated),
         };
-        let patience = self.patience(&candidates);
+        if let Some(entry) = self.settled(&candidates) {
+            // Its protocol may be one in which the server speaks first.
+            let Ok(slot) = entry.limit.clone().try_acquire_owned() else {
+                entry.outbound.tally.hit(Limit::Connections);
+                return listen::break_off(&stream);
+            };
+            let outbound = entry.outbound.clone();
+            let serving = outbound.serve(stream, arrived.source, Some(destination), slot);
+            return Box::pin(serving).await;
+        }
+        let (patience, began) = (self.patience(&candidates), Instant::now());
         let (detected, stream) = match detect::peek(stream, patience).await {
             Ok(found) => found,
             Err(error) => {
@@ -226,16 +245,19 @@ impl Intercepted {
         let (name, stream) = match detected {
             Detected::Http1 | Detected::Http2Preface => {
                 let http2 = detected == Detected::Http2Preface;
-                return self
-                    .serve_requests(stream, arrived, candidates, http2)
-                    .await;
+                // Looking is over soon: what serves must not have room for it.
+                let serving = self.serve_requests(stream, arrived, candidates, http2);
+                return Box::pin(serving).await;
             }
-            Detected::Tls if !candidates.is_settled() => match name::peek(stream, patience).await {
-                Ok(found) => found,
-                Err(error) => {
-                    return tracing::debug!(%error, "application went away in its first message");
+            Detected::Tls if !candidates.is_settled() => {
+                let left = patience.saturating_sub(began.elapsed());
+                match name::peek(stream, left).await {
+                    Ok(found) => found,
+                    Err(error) => {
+                        return tracing::debug!(%error, "application went away in its first message");
+                    }
                 }
-            },
+            }
             Detected::Tls | Detected::Opaque => (None, stream),
         };
         match self.choose(&candidates, port, name.as_deref()).await {
@@ -333,8 +355,7 @@ impl Intercepted {
         candidates: Candidates,
         http2: bool,
     ) {
-        let first = candidates.all().next().map(|index| &self.entries[index]);
-        let limits = match first.or(self.otherwise.as_ref()) {
+        let limits = match self.first(&candidates) {
             Some(entry) => entry.outbound.settings.http,
             None => serve::Limits::of(&self.listener),
         };
