@@ -80,6 +80,9 @@ pub fn run(config: Config) -> anyhow::Result<ExitCode> {
     };
     // Only now: mistakes in policies are told as `check` tells them, and nothing before.
     sockets.tell()?;
+    for warning in config.warnings() {
+        tracing::warn!("{warning}");
+    }
     sandbox.tell();
     // Before there is anything that a signal should end in good order.
     let signals = Signals::new()?;

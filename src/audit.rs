@@ -91,8 +91,8 @@ pub struct Rotate {
     pub keep: usize,
 }
 
-/// Which exchanges leave a record. Refusals, dry-run findings, requests that were changed and TCP sessions
-/// always do.
+/// Which exchanges leave a record. Refusals, dry-run findings, requests that were changed, TCP sessions and
+/// whatever came in plaintext from elsewhere always do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Level {
     /// Every exchange.
@@ -233,11 +233,13 @@ impl Audit {
     ///
     /// # Errors
     /// [`Unavailable`] if it could not be written: refuse with [`Outcome::AuditUnavailable`]. Never at
-    /// `on_failure: continue`; nor for requests at level `denials`, because those that pass are not
+    /// `on_failure: continue`; nor for requests of peers at level `denials`, because those that pass are not
     /// recorded and a refusal needs nobody's leave.
     pub fn open(&self, kind: Kind, connection: &Arc<Connection>) -> Result<Record, Unavailable> {
         let must_be_written = self.shared.on_failure == OnFailure::Deny
-            && (kind == Kind::Connection || self.shared.level == Level::All);
+            && (kind == Kind::Connection
+                || connection.plaintext
+                || self.shared.level == Level::All);
         if must_be_written && !self.has_room() {
             self.shared.metrics.refused.inc();
             return Err(Unavailable);
@@ -353,6 +355,8 @@ pub struct Connection {
     pub source: Option<SocketAddr>,
     /// Where it was going when the packet filter led it to us.
     pub destination: Option<SocketAddr>,
+    /// Whether the caller spoke no TLS, and so proved nothing.
+    pub plaintext: bool,
 }
 
 /// What policy said, in the words a record needs.
@@ -539,6 +543,7 @@ impl Record {
     fn is_kept_at_denials(&self, outcome: Outcome) -> bool {
         let verdict = self.facts.verdict.as_ref();
         self.facts.kind == Kind::Connection
+            || self.facts.connection.plaintext
             || outcome.is_refusal()
             || verdict.is_some_and(|verdict| {
                 // What passes for another reason than a grant is told always.

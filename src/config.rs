@@ -6,6 +6,7 @@
 mod entrances;
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use self::entrances::Taken;
@@ -151,6 +152,35 @@ impl Config {
         entrances::check(section.node(), &mut config)?;
         Some(config)
     }
+}
+
+impl Config {
+    /// What is sound, and leaves a door open that is to be closed one day.
+    pub fn warnings(&self) -> impl Iterator<Item = Warning> {
+        let open = self.inbound.iter();
+        open.filter(|settings| settings.plaintext.is_allowed())
+            .map(|settings| Warning::Plaintext {
+                service: settings.service.clone(),
+            })
+    }
+}
+
+/// What `doorward check` and the log at the start say of a configuration that is sound.
+#[derive(Debug, thiserror::Error, miette::Diagnostic)]
+pub enum Warning {
+    /// An inbound entry lets callers in that speak no TLS.
+    #[error("the entry for `{service}` admits callers that prove nothing")]
+    #[diagnostic(
+        code(plaintext),
+        severity(Warning),
+        help(
+            "no policy holds for them; write `plaintext: deny` once `doorward_inbound_plaintext_total` stands still"
+        )
+    )]
+    Plaintext {
+        /// The name of the service.
+        service: Arc<str>,
+    },
 }
 
 const DEFAULT_DRAIN_GRACE: Duration = Duration::from_secs(30);

@@ -3,6 +3,8 @@
 //! An [`Exchange`] is opened when a request arrives and ends exactly once: when the response has been
 //! passed on to its last byte, or when it no longer can be. Ending writes the audit record and the metrics.
 
+pub mod plaintext;
+
 use std::convert::Infallible;
 use std::error::Error as _;
 use std::fmt;
@@ -377,15 +379,7 @@ fn refusal<D: Dial>(
     let body = if grpc {
         Bytes::new()
     } else {
-        let problem = serde_json::json!({
-            "type": "about:blank",
-            "title": outcome.title(),
-            "status": status.as_u16(),
-            "detail": advice.as_deref().unwrap_or(ANSWERED_BY_US),
-            "error": outcome.label(),
-            "request_id": id,
-        });
-        Bytes::from(problem.to_string())
+        Bytes::from(problem(outcome, id, advice.as_deref()))
     };
     let length = body.len();
     let body = match form {
@@ -428,6 +422,20 @@ fn refusal<D: Dial>(
         *response.status_mut() = status;
     }
     response
+}
+
+/// The problem document of a refusal (RFC 9457 §3). `id` is the name of the record of it.
+pub(crate) fn problem(outcome: Outcome, id: &str, advice: Option<&str>) -> String {
+    let status = outcome.status().unwrap_or(StatusCode::BAD_GATEWAY);
+    let problem = serde_json::json!({
+        "type": "about:blank",
+        "title": outcome.title(),
+        "status": status.as_u16(),
+        "detail": advice.unwrap_or(ANSWERED_BY_US),
+        "error": outcome.label(),
+        "request_id": id,
+    });
+    problem.to_string()
 }
 
 const ANSWERED_BY_US: &str = "The Doorward proxy answered this, not the application.";

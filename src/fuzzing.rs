@@ -13,7 +13,7 @@ use crate::serve::watched;
 /// The PROXY header of a session.
 #[must_use]
 pub fn proxy_header(addresses: Option<(SocketAddr, SocketAddr)>, peer: &SpiffeId) -> Vec<u8> {
-    proxy_header::encode(addresses, peer)
+    proxy_header::encode(addresses, Some(peer))
 }
 
 /// The identity headers that a peer with such a certificate would get.

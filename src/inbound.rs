@@ -3,12 +3,13 @@
 mod app;
 mod http;
 mod intercepted;
+mod plaintext;
 pub(crate) mod proxy_header;
 mod tcp;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::OwnedSemaphorePermit;
@@ -17,20 +18,22 @@ use tokio_rustls::server::TlsStream;
 use self::app::{App, Apps};
 pub use self::app::{Application, ClientAddress};
 pub use self::intercepted::Intercepted;
+use self::plaintext::Unproved;
 use crate::audit::{self, Direction, Kind, Verdict};
 use crate::document::Node;
-use crate::exchange::Meter;
+use crate::exchange::{self, Meter};
 use crate::headers::IdentityHeader;
 use crate::intercept::Ports;
 use crate::limits::{Handshakes, Requests, Tally};
 use crate::listen::{self, Entrance, Protocol, Source, Stream};
-use crate::policy::{self, Act, Denial, Gate, Permit, Place, Policy, Subject};
+use crate::outcome::Outcome;
+use crate::policy::{self, Act, Denial, Gate, Permit, Place, Plaintext, Policy, Subject};
 use crate::secrets::{self, Guard};
 use crate::serve;
-use crate::session::Standing;
+use crate::session::{Granted, Own, Standing};
 use crate::telemetry::chain;
 use crate::tls::detect::{self, Detected};
-use crate::tls::{self, Acceptor, Agreed, Offer, Secured};
+use crate::tls::{Acceptor, Agreed, HandshakeError, Offer, Secured};
 use crate::upstream::{self, Pool};
 use crate::worker::Worker;
 
@@ -59,6 +62,8 @@ pub struct Settings {
     pub handshake_timeout: Duration,
     /// Handshakes under way at most, in each worker.
     pub max_handshakes: usize,
+    /// What becomes of callers that speak no TLS.
+    pub plaintext: Plaintext,
     /// What becomes of standing secrets in requests.
     pub standing_secrets: secrets::Settings,
     /// Limits of HTTP connections.
@@ -130,7 +135,16 @@ impl Settings {
         let max_handshakes = section.or("max_handshakes", 1000, |node| {
             usize::try_from(node.count(1..=1_000_000)?).ok()
         });
+        let plaintext = section.or("plaintext", Plaintext::Deny, |node| Plaintext::read(&node));
         let listener = listener?;
+        if plaintext?.is_allowed() && listener.protocol == Protocol::Auto {
+            let help = "write `protocol: http` or `protocol: tcp` beside it";
+            return section.node().mistake(
+                "with `plaintext: allow_and_report` it must be said what the application speaks: \
+                 opaque bytes of a caller that proved nothing may hold a request with forged headers",
+                Some(help),
+            );
+        }
         Some(Self {
             entrance: entrance?,
             http: serve::Limits::of(&listener),
@@ -144,8 +158,21 @@ impl Settings {
             unsafe_ambiguous_paths: unsafe_ambiguous_paths?,
             handshake_timeout: handshake_timeout?,
             max_handshakes: max_handshakes?,
+            plaintext: plaintext?,
             standing_secrets: standing_secrets?,
         })
+    }
+
+    /// How long the first bytes may take. Where the application may have to speak first, as long as it waits
+    /// for them; elsewhere a caller in plaintext may open a connection before it needs it.
+    fn first_bytes_within(&self) -> Duration {
+        match (self.plaintext, self.listener.protocol) {
+            (Plaintext::Deny, _) => self.handshake_timeout,
+            (Plaintext::AllowAndReport(_), Protocol::Tcp) => self.listener.detect_timeout,
+            (Plaintext::AllowAndReport(_), Protocol::Http | Protocol::Auto) => {
+                self.handshake_timeout.max(self.http.header_timeout)
+            }
+        }
     }
 }
 
@@ -159,6 +186,7 @@ pub struct Inbound {
     apps: Apps,
     meter: Arc<Meter>,
     secrets: Guard,
+    plaintext: exchange::plaintext::Tally,
     tally: Tally,
     requests: Arc<Requests>,
     handshakes: Arc<Handshakes>,
@@ -196,6 +224,10 @@ impl Inbound {
                 &settings.standing_secrets,
                 &settings.service,
             ),
+            plaintext: worker
+                .metrics
+                .plaintext
+                .of(&settings.service, settings.plaintext),
             requests: tally.requests(settings.listener.requests),
             handshakes: tally.handshakes(settings.max_handshakes),
             tally,
@@ -226,25 +258,86 @@ impl Inbound {
     ) {
         // Large, and over long before the connection is: what serves must not have room for it.
         let admitted = Box::pin(self.admit(stream, source, destination, slot)).await;
-        if let Some((connection, stream, agreed)) = admitted {
-            connection.serve(stream, agreed).await;
+        match admitted {
+            Some(Admitted::Secured(connection, stream, agreed)) => {
+                connection.serve(stream, agreed).await;
+            }
+            // In a place of its own: what is rare must not make the task of a peer larger.
+            Some(Admitted::Plain(connection, stream, agreed)) => {
+                Box::pin(connection.serve(stream, agreed)).await;
+            }
+            None => {}
         }
     }
 
-    /// Makes the handshake.
+    /// Looks how the caller begins. Unless that is plaintext, makes the handshake.
     async fn admit(
         self: Arc<Self>,
         stream: Stream,
         source: Source,
         destination: Option<SocketAddr>,
         slot: OwnedSemaphorePermit,
-    ) -> Option<(Box<Connection>, Box<TlsStream<Stream>>, Agreed)> {
+    ) -> Option<Admitted> {
         let to = destination.or_else(|| stream.local_addr());
         let port = to.map_or(0, |to| to.port());
+        let began = Instant::now();
         let mut handshake = self.handshakes.begin();
+        let patience = self.settings.first_bytes_within();
+        let first = tokio::select! {
+            biased;
+            first = tokio::time::timeout(patience, plaintext::look(&stream)) => first.ok(),
+            () = handshake.given_up() => {
+                return self.no_handshake(&HandshakeError::Crowded, source, destination);
+            }
+        };
+        let detected = match first {
+            Some(Ok(detected)) => Some(detected),
+            // There the application speaks first.
+            None if self.settings.plaintext.is_allowed()
+                && self.settings.listener.protocol == Protocol::Tcp =>
+            {
+                Some(Detected::Opaque)
+            }
+            None => {
+                let late = HandshakeError::Timeout(patience);
+                return self.no_handshake(&late, source, destination);
+            }
+            Some(Err(_)) => None,
+        };
+        let began = match (detected, self.settings.plaintext) {
+            // Whoever went away says nothing of itself; the handshake meets it too, and knows how to tell.
+            (Some(Detected::Tls) | None, Plaintext::Deny) => began,
+            (Some(Detected::Tls) | None, Plaintext::AllowAndReport(_)) => Instant::now(),
+            (Some(detected), Plaintext::Deny) => {
+                drop(handshake);
+                let facts = self.facts_of_nobody(source, destination, true);
+                return self.refuse_plaintext(stream, &facts, detected).await;
+            }
+            (Some(detected), Plaintext::AllowAndReport(allowance)) => {
+                drop(handshake);
+                let agreed = plaintext::carried(self.settings.listener.protocol, detected);
+                let kind = match agreed {
+                    Agreed::Http1 | Agreed::Http2 => exchange::Kind::Http,
+                    _ => exchange::Kind::Tcp,
+                };
+                let caller = Caller::Unproved(Unproved {
+                    allowance,
+                    _open: self.plaintext.open(kind),
+                });
+                let connection = Box::new(Connection {
+                    caller,
+                    facts: self.facts_of_nobody(source, destination, true),
+                    addresses: source.address().zip(to),
+                    app: self.apps.of(destination, source),
+                    inbound: self,
+                    _slot: slot,
+                });
+                return Some(Admitted::Plain(connection, Box::new(stream), agreed));
+            }
+        };
         let accepted = self
             .acceptor
-            .accept_unless(handshake.given_up(), stream)
+            .accept_unless(handshake.given_up(), began, stream)
             .await;
         drop(handshake);
         let secured = match accepted {
@@ -281,55 +374,127 @@ impl Inbound {
             service: self.settings.service.clone(),
             source: source.address(),
             destination,
+            plaintext: false,
         });
         let connection = Box::new(Connection {
-            standing: self.worker.standing(peer, endpoint),
-            gate,
+            caller: Caller::Proved {
+                standing: self.worker.standing(peer, endpoint),
+                gate,
+            },
             facts,
             addresses: source.address().zip(to),
             app: self.apps.of(destination, source),
             inbound: self,
             _slot: slot,
         });
-        Some((connection, Box::new(stream), agreed))
+        Some(Admitted::Secured(connection, Box::new(stream), agreed))
     }
 
-    /// Nobody was authenticated: the record says from where, and why not.
-    fn refused_handshake(
+    /// What is known of a connection whose other end proved nothing.
+    fn facts_of_nobody(
         &self,
-        error: &tls::HandshakeError,
         source: Source,
         destination: Option<SocketAddr>,
-    ) {
-        let facts = Arc::new(audit::Connection {
+        plaintext: bool,
+    ) -> Arc<audit::Connection> {
+        Arc::new(audit::Connection {
             direction: Direction::Inbound,
             own: self.worker.identity.get().map(|own| own.value.id().clone()),
             peer: None,
             service: self.settings.service.clone(),
             source: source.address(),
             destination,
+            plaintext,
+        })
+    }
+
+    /// The handshake that never began is counted and recorded like one that failed.
+    fn no_handshake(
+        &self,
+        error: &HandshakeError,
+        source: Source,
+        destination: Option<SocketAddr>,
+    ) -> Option<Admitted> {
+        self.acceptor.failed(error);
+        self.refused_handshake(error, source, destination);
+        None
+    }
+
+    /// Nobody was authenticated: the record says from where, and why not.
+    fn refused_handshake(
+        &self,
+        error: &HandshakeError,
+        source: Source,
+        destination: Option<SocketAddr>,
+    ) {
+        let facts = self.facts_of_nobody(source, destination, false);
+        self.record_refusal(&facts, error.label(), error.outcome());
+    }
+
+    /// Refuses what is no TLS, and says so in words that the caller understands.
+    async fn refuse_plaintext(
+        &self,
+        stream: Stream,
+        facts: &Arc<audit::Connection>,
+        detected: Detected,
+    ) -> Option<Admitted> {
+        let error = HandshakeError::NotTls;
+        tracing::debug!(source = ?facts.source, service = %self.settings.service, ?detected, "refused a caller in plaintext");
+        self.acceptor.failed(&error);
+        self.plaintext.refused(plaintext::kind(detected));
+        let outcome = Outcome::PlaintextRefused;
+        let id = self.record_refusal(facts, error.label(), outcome);
+        plaintext::tell(stream, detected, id).await;
+        None
+    }
+
+    fn record_refusal(
+        &self,
+        facts: &Arc<audit::Connection>,
+        reason: &'static str,
+        outcome: Outcome,
+    ) -> Option<audit::ExchangeId> {
+        // If it cannot be recorded, there is nothing to refuse any more.
+        let mut record = self.worker.audit.open(Kind::Connection, facts).ok()?;
+        let id = record.id();
+        record.verdict(Verdict {
+            reason: Some(reason),
+            ..Verdict::default()
         });
-        // There is nothing to refuse any more.
-        if let Ok(mut record) = self.worker.audit.open(Kind::Connection, &facts) {
-            record.verdict(Verdict {
-                reason: Some(error.label()),
-                ..Verdict::default()
-            });
-            record.finish(error.outcome(), 0, 0);
-        }
+        record.finish(outcome, 0, 0);
+        Some(id)
     }
 }
 
-/// An authenticated connection from a peer.
+/// A connection that is served, and what was agreed on it.
+enum Admitted {
+    /// With a peer that proved who it is.
+    Secured(Box<Connection>, Box<TlsStream<Stream>>, Agreed),
+    /// With a caller that proved nothing.
+    Plain(Box<Connection>, Box<Stream>, Agreed),
+}
+
+/// A connection from a peer, or from somebody whom the operator lets in without proof.
 struct Connection {
     inbound: Arc<Inbound>,
-    standing: Standing,
-    gate: Gate,
+    caller: Caller,
     facts: Arc<audit::Connection>,
     addresses: Option<(SocketAddr, SocketAddr)>,
     app: Arc<Pool<App>>,
     /// Counted as open until the last request on it has ended.
     _slot: OwnedSemaphorePermit,
+}
+
+/// Who is at the other end.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "nearly all are peers, and each would cost one more allocation"
+)]
+enum Caller {
+    /// A peer that proved who it is.
+    Proved { standing: Standing, gate: Gate },
+    /// Somebody in plaintext.
+    Unproved(Unproved),
 }
 
 impl Connection {
@@ -367,9 +532,56 @@ impl Connection {
 }
 
 impl Connection {
-    /// Asks policy, and says in the audit record what it answered.
-    fn authorize(&self, act: &Act<'_>, now: SystemTime) -> (Result<Permit, Denial>, Verdict) {
-        let answer = self.gate.authorize(act, now);
+    /// The peer and what it stands on; `None` for somebody who proved nothing.
+    fn standing(&self) -> Option<&Standing> {
+        match &self.caller {
+            Caller::Proved { standing, .. } => Some(standing),
+            Caller::Unproved(_) => None,
+        }
+    }
+
+    /// Whether something new may be served at `now`.
+    fn check(&self, now: SystemTime) -> Result<(), Outcome> {
+        self.standing()
+            .map_or(Ok(()), |standing| standing.check(now))
+    }
+
+    /// The caller's name in metrics.
+    fn principal(&self) -> &str {
+        self.standing()
+            .map_or(plaintext::NOBODY, |standing| standing.peer.id().as_str())
+    }
+
+    /// Waits until the connection stands on nothing any more. What stands on nothing but the operator's word
+    /// ends with the process.
+    async fn lost<'a>(
+        &'a self,
+        own: Own,
+        granted: impl FnOnce(&'a Gate) -> Granted<'a>,
+    ) -> Outcome {
+        match &self.caller {
+            Caller::Proved { standing, gate } => standing.lost(own, granted(gate)).await,
+            Caller::Unproved(_) => std::future::pending().await,
+        }
+    }
+
+    /// Asks policy, if there is somebody to ask about, and says what the audit record is to say.
+    fn authorize(
+        &self,
+        act: &Act<'_>,
+        now: SystemTime,
+    ) -> (Result<Permit, Denial>, Option<Verdict>) {
+        let gate = match &self.caller {
+            Caller::Proved { gate, .. } => gate,
+            Caller::Unproved(unproved) => {
+                self.inbound.plaintext.allowed(match act {
+                    Act::Http { .. } => exchange::Kind::Http,
+                    Act::Connect => exchange::Kind::Tcp,
+                });
+                return (Ok(unproved.allowance.permit()), None);
+            }
+        };
+        let answer = gate.authorize(act, now);
         let id = |grant: &Arc<policy::Grant>| grant.id.clone();
         let verdict = match &answer {
             Ok(permit) => Verdict {
@@ -381,7 +593,7 @@ impl Connection {
                     allowed: false,
                     grant: denial.grant().map(id),
                 }),
-                principal_owner: self.gate.principal_owner(),
+                principal_owner: gate.principal_owner(),
                 reason: None,
             },
             Err(denial) => Verdict {
@@ -393,11 +605,11 @@ impl Connection {
                     allowed: true,
                     grant: Some(id(grant)),
                 }),
-                principal_owner: self.gate.principal_owner(),
+                principal_owner: gate.principal_owner(),
                 reason: Some(denial.reason().label()),
             },
         };
-        (answer, verdict)
+        (answer, Some(verdict))
     }
 }
 

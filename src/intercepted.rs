@@ -100,6 +100,7 @@ impl Doorstep {
     #[must_use]
     pub fn facts(&self, source: Source, destination: Option<SocketAddr>) -> audit::Connection {
         audit::Connection {
+            plaintext: false,
             direction: self.direction,
             own: self.worker.identity.get().map(|own| own.value.id().clone()),
             peer: None,

@@ -434,6 +434,7 @@ impl Connection {
                 Reach::Original(originals) => originals.at(destination.unwrap_or(NOWHERE)),
             },
             facts: Arc::new(audit::Connection {
+                plaintext: false,
                 direction: Direction::Outbound,
                 own: own.map(|own| own.value.id().clone()),
                 peer: None,

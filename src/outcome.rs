@@ -123,11 +123,8 @@ impl Outcome {
     #[must_use]
     pub const fn status(self) -> Option<StatusCode> {
         match self {
-            Self::Completed
-            | Self::ClientGone
-            | Self::PlaintextRefused
-            | Self::NotRedirected
-            | Self::Aborted => None,
+            Self::Completed | Self::ClientGone | Self::NotRedirected | Self::Aborted => None,
+            Self::PlaintextRefused => Some(StatusCode::UPGRADE_REQUIRED),
             Self::BadRequest => Some(StatusCode::BAD_REQUEST),
             Self::Denied
             | Self::StandingSecret
@@ -319,6 +316,12 @@ mod tests {
                 Some(503),
                 "proxy_internal_error",
                 14,
+            ),
+            (
+                Outcome::PlaintextRefused,
+                Some(426),
+                "tls_protocol_error",
+                16,
             ),
             (Outcome::ClientGone, None, "connection_terminated", 1),
         ] {

@@ -156,7 +156,55 @@ impl Policy {
     }
 }
 
-/// Proof that policy allowed one exchange. Only [`Gate::authorize`] makes one:
+/// What becomes of callers that speak no TLS, and so prove nothing: the key `plaintext` of a listener.
+#[derive(Clone, Copy, Debug, Default)]
+pub enum Plaintext {
+    /// They are refused.
+    #[default]
+    Deny,
+    /// They pass, so that a fleet can be moved over while it works. Policy is not asked: it has no principal
+    /// to ask about. Each exchange is recorded and counted as what it is.
+    AllowAndReport(Allowance),
+}
+
+/// The operator's word that callers who prove nothing may pass. Only the configuration makes one:
+///
+/// ```compile_fail
+/// let forged = doorward::policy::Allowance(());
+/// ```
+#[derive(Clone, Copy, Debug)]
+pub struct Allowance(());
+
+impl Plaintext {
+    /// Reads the key.
+    #[must_use]
+    pub fn read(node: &Node<'_>) -> Option<Self> {
+        node.choice(&[
+            ("deny", Self::Deny),
+            ("allow_and_report", Self::AllowAndReport(Allowance(()))),
+        ])
+    }
+
+    /// Whether they pass.
+    #[must_use]
+    pub fn is_allowed(self) -> bool {
+        matches!(self, Self::AllowAndReport(_))
+    }
+}
+
+impl Allowance {
+    /// Lets one exchange pass that policy has no say in.
+    pub fn permit(self) -> Permit {
+        Permit {
+            grant: None,
+            generation: 0,
+            would_deny: None,
+        }
+    }
+}
+
+/// Proof that policy allowed one exchange. Only [`Gate::authorize`] makes one, and [`Allowance::permit`] where the
+/// operator leaves policy out:
 ///
 /// ```compile_fail
 /// let forged = doorward::policy::Permit { grant: None, generation: 1, would_deny: None };
@@ -171,7 +219,7 @@ pub struct Permit {
 
 impl Permit {
     /// The grant that allows it. None only where nothing is enforced ([`Mode::Observe`]) and no grant
-    /// allows it.
+    /// allows it, or where policy is left out ([`Allowance`]).
     #[must_use]
     pub fn grant(&self) -> Option<&Arc<Grant>> {
         self.grant.as_ref()

@@ -449,39 +449,49 @@ impl Acceptor {
     where
         IO: AsyncRead + AsyncWrite + Unpin,
     {
-        self.accept_unless(std::future::pending(), io).await
+        self.accept_unless(std::future::pending(), Instant::now(), io)
+            .await
     }
 
-    /// The same, unless `given_up` completes first.
+    /// The same, unless `given_up` completes first. Its time counts from `began`.
     ///
     /// # Errors
     /// As [`Acceptor::accept`], and [`HandshakeError::Crowded`].
     pub async fn accept_unless<IO>(
         &self,
         given_up: impl Future<Output = ()>,
+        began: Instant,
         io: IO,
     ) -> Result<Secured<server::TlsStream<IO>>, HandshakeError>
     where
         IO: AsyncRead + AsyncWrite + Unpin,
     {
-        let began = Instant::now();
         let outcome = tokio::select! {
             biased;
-            outcome = self.handshake(io) => outcome,
+            outcome = self.handshake(began, io) => outcome,
             () = given_up => Err(HandshakeError::Crowded),
         };
         self.metrics.inbound.record(began, &outcome);
         outcome
     }
 
-    async fn handshake<IO>(&self, io: IO) -> Result<Secured<server::TlsStream<IO>>, HandshakeError>
+    /// Counts a handshake that failed before it could begin.
+    pub fn failed(&self, error: &HandshakeError) {
+        self.metrics.inbound.failed(error);
+    }
+
+    async fn handshake<IO>(
+        &self,
+        began: Instant,
+        io: IO,
+    ) -> Result<Secured<server::TlsStream<IO>>, HandshakeError>
     where
         IO: AsyncRead + AsyncWrite + Unpin,
     {
         let endpoint = in_force(&self.live)?;
         let config = endpoint.value.servers[self.offer as usize].clone();
         let handshake = TlsAcceptor::from(config).accept(io);
-        let stream = within(self.timeout, handshake).await?;
+        let stream = within(self.timeout, began, handshake).await?;
         let tls = stream.get_ref().1;
         Ok(Secured {
             peer: Peer::proved(tls, Side::Client, &endpoint.value)?,
@@ -583,7 +593,7 @@ impl Connector {
         let endpoint = in_force(&self.live)?;
         let config = self.config(&endpoint, offer)?;
         let handshake = TlsConnector::from(config).connect(nobody(), io);
-        let stream = within(self.timeout, handshake).await?;
+        let stream = within(self.timeout, Instant::now(), handshake).await?;
         let tls = stream.get_ref().1;
         Ok(Secured {
             peer: Peer::proved(tls, Side::Server, &endpoint.value)?,
@@ -681,9 +691,11 @@ fn in_force(live: &Live<Endpoint>) -> Result<Arc<Snapshot<Endpoint>>, HandshakeE
 
 async fn within<S>(
     timeout: Duration,
+    began: Instant,
     handshake: impl Future<Output = io::Result<S>>,
 ) -> Result<S, HandshakeError> {
-    match tokio::time::timeout(timeout, handshake).await {
+    let left = timeout.saturating_sub(began.elapsed());
+    match tokio::time::timeout(left, handshake).await {
         Ok(done) => done.map_err(HandshakeError::from),
         Err(_) => Err(HandshakeError::Timeout(timeout)),
     }
@@ -1101,8 +1113,12 @@ impl Direction {
                 self.completed.inc();
                 self.duration.observe(began.elapsed().as_secs_f64());
             }
-            Err(error) => self.failed[error.reason() as usize].inc(),
+            Err(error) => self.failed(error),
         }
+    }
+
+    fn failed(&self, error: &HandshakeError) {
+        self.failed[error.reason() as usize].inc();
     }
 }
 

@@ -46,6 +46,8 @@ pub struct Metrics {
     pub policy: policy::Metrics,
     /// Standing secrets.
     pub secrets: secrets::Metrics,
+    /// Callers that speak no TLS.
+    pub plaintext: exchange::plaintext::Metrics,
     /// Requests, connections, bytes.
     pub exchange: exchange::Metrics,
     /// Limits that were reached.
@@ -64,6 +66,7 @@ impl Metrics {
             tls: tls::Metrics::register(registry)?,
             policy: policy::Metrics::register(registry)?,
             secrets: secrets::Metrics::register(registry)?,
+            plaintext: exchange::plaintext::Metrics::register(registry)?,
             exchange: exchange::Metrics::register(registry)?,
             limits: limits::Metrics::register(registry)?,
             upstream: upstream::Metrics::register(registry)?,

@@ -50,6 +50,9 @@ pub struct Entry<'a> {
     /// Where it was going when it was intercepted.
     #[serde(borrow, default)]
     pub destination: Option<Text<'a>>,
+    /// Whether the caller spoke no TLS, and so proved nothing.
+    #[serde(default)]
+    pub plaintext: bool,
     /// What an HTTP request asked for, and what the answer said.
     #[serde(borrow, default)]
     pub context: Option<Context<'a>>,
@@ -391,6 +394,7 @@ mod tests {
             service,
             source,
             destination,
+            plaintext,
             context,
             decision,
             reason,
@@ -458,6 +462,7 @@ mod tests {
             ("service", text(service)),
             ("source", text(source)),
             ("destination", text(destination)),
+            ("plaintext", plaintext.then(|| true.into())),
             ("context", context),
             ("decision", text(decision)),
             ("reason", text(reason)),
@@ -505,6 +510,7 @@ mod tests {
                 service: "invoices".into(),
                 source: Some("10.0.0.7:4242".parse().unwrap()),
                 destination: Some("10.0.0.8:8080".parse().unwrap()),
+                plaintext: false,
             });
             let mut record = audit.open(Kind::Request, &full).unwrap();
             let request = Request::get("/v1/\"invoices\"/7?token=secret")
@@ -542,6 +548,7 @@ mod tests {
                 service: "".into(),
                 source: None,
                 destination: None,
+                plaintext: true,
             });
             drop(audit.open(Kind::Connection, &bare).unwrap());
         }

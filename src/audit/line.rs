@@ -41,6 +41,8 @@ struct Line<'a> {
     service: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
     source: Option<SocketAddr>,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    plaintext: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     destination: Option<SocketAddr>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -158,6 +160,7 @@ impl<'a> Line<'a> {
             service: &connection.service,
             source: connection.source,
             destination: connection.destination,
+            plaintext: connection.plaintext,
             context: context(ended, facts),
             decision: verdict.map_or("none", |verdict| decision(verdict.allowed)),
             reason: verdict.and_then(|verdict| verdict.reason),

@@ -166,6 +166,7 @@ fn connection() -> Arc<Connection> {
         service: "invoices".into(),
         source: Some("10.0.0.7:4242".parse().unwrap()),
         destination: Some("10.0.0.8:8080".parse().unwrap()),
+        plaintext: false,
     })
 }
 

@@ -53,11 +53,17 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         false => None,
     };
     let mut report = Report::new(args.json);
+    let mut open = false;
     let mut policies: Vec<policy::Settings> =
         args.policy.iter().map(policy::Settings::of).collect();
     if let Some(path) = &args.config {
         match Config::open(path) {
-            Ok(config) => policies.extend(config.policy),
+            Ok(config) => {
+                let warnings: Vec<_> = config.warnings().collect();
+                report.add(warnings.iter().map(|warning| warning as _));
+                open |= !warnings.is_empty();
+                policies.extend(config.policy);
+            }
             Err(mistakes) => report.add(mistakes.diagnostics()),
         }
     }
@@ -65,6 +71,8 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     if args.strict {
         denied = Codes::all();
     }
+    // Codes are those of policies; what is not about one is denied with all of them.
+    report.sound &= !(open && denied == Codes::all());
     for settings in &mut policies {
         settings.deny.extend(denied.clone());
         match policy::files::load_at(settings, now, solver.as_mut()) {

@@ -28,15 +28,14 @@ where
     IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let inbound = connection.inbound.clone();
-    let standing = &connection.standing;
-    let identity = Identity::new(
-        inbound.settings.identity_header,
-        &standing.peer,
-        standing.own.value.id(),
-    );
+    let kind = inbound.settings.identity_header;
+    let identity = connection.standing().map(|standing| {
+        let own = standing.own.value.id();
+        Identity::new(kind, &standing.peer, own)
+    });
     let caller = Arc::new(Caller {
         connection,
-        identity,
+        identity: identity.unwrap_or_default(),
         running: Arc::default(),
     });
     let session = inbound.meter.session(exchange::Kind::Http);
@@ -44,16 +43,12 @@ where
     if credit.is_scarce() {
         inbound.tally.hit(Limit::Credit);
     }
-    let granted = Granted::Each {
+    let granted = |gate| Granted::Each {
         policy: &inbound.policy,
-        gate: &caller.connection.gate,
+        gate,
         running: &caller.running,
     };
-    let lost = caller
-        .connection
-        .standing
-        .lost(Own::InForce, granted)
-        .boxed();
+    let lost = caller.connection.lost(Own::InForce, granted).boxed();
     let service = |request| caller.clone().answer(request);
     let outcome = serve::http(
         stream,
@@ -111,16 +106,18 @@ impl Caller {
     ) -> Result<Response<Reply<App>>, Refused> {
         let connection = &self.connection;
         let now = SystemTime::now();
-        connection.standing.check(now)?;
+        connection.check(now)?;
         headers::check_request(request.headers())?;
         let asked = asked(&request, connection.inbound.settings.unsafe_ambiguous_paths)?;
         let (answer, verdict) = connection.authorize(&asked.act(), now);
-        exchange.note(|record| record.verdict(verdict));
+        if let Some(verdict) = verdict {
+            exchange.note(|record| record.verdict(verdict));
+        }
         let Ok(permit) = answer else {
             return Err(Outcome::Denied.into());
         };
         exchange.admit(&connection.inbound.requests)?;
-        let principal = connection.standing.peer.id().as_str();
+        let principal = connection.principal();
         let grant = permit.grant().map_or("", |grant| &grant.id);
         let guard = &connection.inbound.secrets;
         if let Some(carried) = guard.pass(&mut request, now, principal, grant) {
@@ -130,9 +127,14 @@ impl Caller {
         let upgrade = headers::upgrade(request.method(), request.version(), request.headers());
         let upgrade = upgrade.map(|protocol| (protocol, asked.clone()));
         let generation = permit.generation();
-        exchange.take_place(self.running.enter(exchange, Some(asked), generation)?);
+        let proved = connection.standing().is_some();
+        // Nobody asks again about somebody whom policy was not asked about.
+        let asked = proved.then_some(asked);
+        exchange.take_place(self.running.enter(exchange, asked, generation)?);
+        let version = request.version();
         let headers = request.headers_mut();
-        let spoken = headers::take_via(headers);
+        let told = headers::take_via(headers);
+        let spoken = if proved { told } else { Some(version) };
         headers::strip_request(headers);
         self.identity.add_to(headers);
         match upgrade {
@@ -207,12 +209,9 @@ impl Caller {
         let switched = exchange.switch(response);
         let exchange = exchange.clone();
         inbound.worker.tasks.clone().spawn(async move {
-            let grant = Grant {
-                gate: &self.connection.gate,
-                act: asked.act(),
-            };
-            let standing = &self.connection.standing;
-            let lost = standing.lost(Own::Shown, Granted::Whole(grant));
+            let act = asked.act();
+            let granted = |gate| Granted::Whole(Grant { gate, act });
+            let lost = self.connection.lost(Own::Shown, granted);
             let idle = inbound.settings.listener.idle_timeout;
             let lifecycle = &inbound.worker.lifecycle;
             upgrade::relay(

@@ -9,9 +9,12 @@ use crate::identity::SpiffeId;
 /// The type of the value that carries the peer's SPIFFE ID: the first of those left to applications.
 pub(super) const SPIFFE_ID_TLV: u8 = 0xE0;
 
-/// The header for a session from the first of `addresses` to the second, by the authenticated `peer`.
-/// Without addresses (a Unix socket) it says so, and still names the peer.
-pub(crate) fn encode(addresses: Option<(SocketAddr, SocketAddr)>, peer: &SpiffeId) -> Vec<u8> {
+/// The header for a session from the first of `addresses` to the second, by the authenticated `peer`, if there
+/// is one. Without addresses (a Unix socket) it says so, and still names the peer.
+pub(crate) fn encode(
+    addresses: Option<(SocketAddr, SocketAddr)>,
+    peer: Option<&SpiffeId>,
+) -> Vec<u8> {
     let (family, mut body) = match addresses {
         Some((SocketAddr::V4(from), SocketAddr::V4(to))) => (
             TCP_OVER_IPV4,
@@ -30,8 +33,10 @@ pub(crate) fn encode(addresses: Option<(SocketAddr, SocketAddr)>, peer: &SpiffeI
         body.extend(from.port().to_be_bytes());
         body.extend(to.port().to_be_bytes());
     }
-    tlv(&mut body, SSL_TLV, &tls_facts());
-    tlv(&mut body, SPIFFE_ID_TLV, peer.as_str().as_bytes());
+    if let Some(peer) = peer {
+        tlv(&mut body, SSL_TLV, &tls_facts());
+        tlv(&mut body, SPIFFE_ID_TLV, peer.as_str().as_bytes());
+    }
 
     let mut header = SIGNATURE.to_vec();
     header.extend([VERSION_2_PROXY, family]);
@@ -79,7 +84,7 @@ mod tests {
         let peer = SpiffeId::parse("spiffe://a/b").unwrap();
         let from = "192.0.2.1:4660".parse().unwrap();
         let to = "192.0.2.2:443".parse().unwrap();
-        let header = encode(Some((from, to)), &peer);
+        let header = encode(Some((from, to)), Some(&peer));
         let mut expected = b"\r\n\r\n\0\r\nQUIT\n\x21\x11".to_vec();
         expected.extend([0, 12 + 3 + 15 + 3 + 12]);
         expected.extend([192, 0, 2, 1, 192, 0, 2, 2, 0x12, 0x34, 0x01, 0xbb]);
@@ -96,10 +101,18 @@ mod tests {
                 "192.0.2.1:1".parse().unwrap(),
                 "[2001:db8::1]:2".parse().unwrap(),
             )),
-            &peer,
+            Some(&peer),
         );
         assert_eq!(mixed[13], TCP_OVER_IPV6);
-        let unix = encode(None, &peer);
+        let nobody = encode(
+            Some((
+                "192.0.2.1:1".parse().unwrap(),
+                "192.0.2.2:2".parse().unwrap(),
+            )),
+            None,
+        );
+        assert_eq!(nobody[14..16], [0, 12], "addresses and nothing else");
+        let unix = encode(None, Some(&peer));
         assert_eq!(unix[13], UNSPECIFIED);
         assert!(unix.ends_with(b"spiffe://a/b"));
     }

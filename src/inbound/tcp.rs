@@ -50,7 +50,7 @@ where
         inbound.tally.hit(Limit::Credit);
     }
     let limits = tunnel::Limits::within(credit.bytes(), inbound.settings.http.streams);
-    let lost = connection.standing.lost(Own::Shown, Granted::Nothing);
+    let lost = connection.lost(Own::Shown, |_| Granted::Nothing);
     let take = |asked| {
         let session = serve_one(connection.clone(), asked);
         inbound.worker.tasks.spawn(session);
@@ -122,9 +122,11 @@ impl Connection {
     /// Decides, and opens the session to the application.
     async fn open(&self, record: &mut Record) -> Result<Stream, Outcome> {
         let now = SystemTime::now();
-        self.standing.check(now)?;
+        self.check(now)?;
         let (answer, verdict) = self.authorize(&Act::Connect, now);
-        record.verdict(verdict);
+        if let Some(verdict) = verdict {
+            record.verdict(verdict);
+        }
         let permit = answer.map_err(|_| Outcome::Denied)?;
         self.connect_app(&permit).await.map_err(|error| {
             tracing::warn!(app = %self.app.dialler(), error = %chain(&error), "cannot reach the application");
@@ -136,9 +138,9 @@ impl Connection {
     where
         IO: AsyncRead + AsyncWrite + Unpin,
     {
-        let grant = Grant {
-            gate: &self.gate,
-            act: Act::Connect,
+        let granted = |gate| {
+            let act = Act::Connect;
+            Granted::Whole(Grant { gate, act })
         };
         let work = async {
             let idle = self.inbound.settings.listener.idle_timeout;
@@ -147,7 +149,7 @@ impl Connection {
                 .await
                 .outcome()
         };
-        let lost = Box::pin(self.standing.lost(Own::Shown, Granted::Whole(grant)));
+        let lost = Box::pin(self.lost(Own::Shown, granted));
         let outcome = session::run(work, lost, &self.inbound.worker.lifecycle).await;
         // The peer is told by the reset of its stream, or by a TLS connection without `close_notify`.
         if outcome != Outcome::Completed {
@@ -161,7 +163,10 @@ impl Connection {
         let settings = &self.inbound.settings;
         let mut app = self.app.dialler().connect().await?;
         if settings.proxy_protocol {
-            let header = proxy_header::encode(self.addresses, self.standing.peer.id());
+            let header = proxy_header::encode(
+                self.addresses,
+                self.standing().map(|standing| standing.peer.id()),
+            );
             app.write_all(&header).await.map_err(DialError::Connect)?;
         }
         Ok(app)

@@ -21,6 +21,7 @@ mod limits;
 mod mesh;
 mod outage;
 mod pair;
+mod plaintext;
 mod probes;
 mod protocols;
 mod revocation;

@@ -67,6 +67,9 @@ struct Filter {
     /// Only what carried standing secrets.
     #[arg(long)]
     secrets: bool,
+    /// Only callers that spoke no TLS, let in or refused.
+    #[arg(long)]
+    plaintext: bool,
 }
 
 /// Reads, and shows on standard output; the counts go to standard error.
@@ -170,6 +173,7 @@ impl Filter {
         self.since.is_none_or(|since| entry.time >= since.0)
             && self.until.is_none_or(|until| entry.time < until.0)
             && (!self.secrets || entry.secrets.as_ref().is_some_and(|list| !list.is_empty()))
+            && (!self.plaintext || entry.plaintext)
             && is(&self.decision, entry.decision.as_deref())
             && is(&self.direction, entry.direction.map(Direction::label))
             && is(&self.id, entry.id.as_deref())
