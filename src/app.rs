@@ -30,7 +30,7 @@ use crate::inbound::{self, Inbound};
 use crate::intercept::Otherwise;
 use crate::lifecycle::{CUT_TAKES_AT_MOST, Lifecycle, Phase, Tasks};
 use crate::limits::Credit;
-use crate::listen::{self, Address, Bound, Entrance, Listener};
+use crate::listen::{self, Address, Bound, Entrance, Inherited, Listener};
 use crate::live::{self, Change, Kept, Live, Source};
 use crate::outbound::{self, Outbound};
 use crate::policy::{self, Policy};
@@ -265,6 +265,7 @@ impl Settings {
 
 impl Sockets {
     fn bind(config: &Config) -> anyhow::Result<Self> {
+        let mut inherited = Inherited::from_environment()?;
         let workers = config.workers.unwrap_or_else(runtime::default_workers);
         let mut data: Vec<Vec<_>> = std::iter::repeat_with(Vec::new).take(workers).collect();
         let mut serve = |settings: Settings, bound: Vec<Bound>| {
@@ -272,8 +273,12 @@ impl Sockets {
                 worker.push((settings.clone(), bound));
             }
         };
-        let listen = |address: &Address| {
-            listen::bind(address, workers).with_context(|| format!("cannot listen on {address}"))
+        let mut listen = |address: &Address| {
+            let mut bind = || match inherited.bind(address, workers)? {
+                Some(bound) => Ok(bound),
+                None => listen::bind(address, workers),
+            };
+            bind().with_context(|| format!("cannot listen on {address}"))
         };
         let (mut inbound, mut outbound) = (Vec::new(), Vec::new());
         for settings in &config.inbound {
@@ -317,12 +322,15 @@ impl Sockets {
         let admin = config.admin.map(|admin| admin.listen);
         let metrics = config.metrics.map(|metrics| metrics.listen);
         let probes = config.probes.as_ref().map(|probes| probes.listen);
-        Ok(Self {
-            admin: admin.map(bind_admin).transpose()?,
-            metrics: metrics.map(bind_admin).transpose()?,
-            probes: probes.map(bind_admin).transpose()?,
+        let mut bind = |address| bind_admin(address, &mut inherited);
+        let sockets = Self {
+            admin: admin.map(&mut bind).transpose()?,
+            metrics: metrics.map(&mut bind).transpose()?,
+            probes: probes.map(&mut bind).transpose()?,
             data,
-        })
+        };
+        inherited.finish()?;
+        Ok(sockets)
     }
 
     /// Says where they are.
@@ -361,9 +369,12 @@ impl Settings {
     }
 }
 
-fn bind_admin(address: SocketAddr) -> anyhow::Result<TcpListener> {
-    let bind = || {
-        let listener = std::net::TcpListener::bind(address)?;
+fn bind_admin(address: SocketAddr, inherited: &mut Inherited) -> anyhow::Result<TcpListener> {
+    let mut bind = || {
+        let listener: std::net::TcpListener = match inherited.take(&Address::Tcp(address)) {
+            Some(socket) => socket.into(),
+            None => std::net::TcpListener::bind(address)?,
+        };
         listener.set_nonblocking(true)?;
         TcpListener::from_std(listener)
     };

@@ -1,5 +1,6 @@
 //! Where do connections come from? Sockets bound before anything starts, and the one accept loop.
 
+mod inherited;
 mod silence;
 
 use std::fmt;
@@ -24,6 +25,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixListener, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+pub use self::inherited::{InheritError, Inherited};
 use crate::descriptors::{self, Use};
 use crate::document::{Document, Node, Section};
 use crate::limits::{self, Limit, Tally};

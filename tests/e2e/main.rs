@@ -5,6 +5,7 @@
     reason = "a test may stop at the first surprise"
 )]
 
+mod activation;
 mod apps;
 mod audit;
 mod authentication;

@@ -23,8 +23,11 @@ mod process;
 mod provider;
 
 use std::fmt::Display;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -295,6 +298,7 @@ pub(crate) struct Plan {
     identity: Option<String>,
     prelude: Option<String>,
     network: Option<String>,
+    socket: Option<Arc<TcpListener>>,
     rest: Vec<String>,
 }
 
@@ -310,6 +314,7 @@ impl Plan {
             identity: None,
             prelude: None,
             network: None,
+            socket: None,
             rest: Vec::new(),
         }
     }
@@ -387,6 +392,14 @@ impl Plan {
         self
     }
 
+    /// Hands the socket over, as a service manager does.
+    #[must_use]
+    pub(crate) fn activated(mut self, socket: &Arc<TcpListener>) -> Self {
+        self.socket = Some(socket.clone());
+        // What is handed over begins at 3, and is for the process that the variable names.
+        self.after("exec 3<&0 </dev/null && export LISTEN_FDS=1 LISTEN_PID=$$")
+    }
+
     fn yaml(&self, socket: &Path, audit: &Path) -> String {
         let default = format!("{{ workload_api: 'unix://{}' }}", socket.display());
         let identity = self.identity.as_ref().unwrap_or(&default);
@@ -450,7 +463,11 @@ impl Plan {
             (Some(prelude), _) => {
                 let script = format!("{prelude} && exec \"$0\" \"$@\"");
                 let args = [&["-c", &script, program.to_str().unwrap()], &run[..]].concat();
-                Process::spawn(name, Path::new("/bin/sh"), &args, &log)
+                let stdin = match &self.socket {
+                    Some(socket) => OwnedFd::from(socket.try_clone().unwrap()).into(),
+                    None => Stdio::null(),
+                };
+                Process::spawn_with(stdin, name, Path::new("/bin/sh"), &args, &log)
             }
         };
         let has = |key: &str| self.rest.iter().any(|line| line.starts_with(key));

@@ -34,12 +34,36 @@ for unit in "$here"/../../deploy/systemd/*; do
     sed "s|/usr/local/bin/doorward|$doorward|" "$unit" >"$dir/$name"
     systemd-analyze verify --recursive-errors=no "$dir/$name" >"$dir/verify.log" 2>&1 || fail "$name is not a sound unit"
     [[ ! -s $dir/verify.log ]] || fail "systemd has something to say about $name"
+    if [[ $name == *.socket ]]; then
+        step "$name" sound
+        continue
+    fi
     systemd-analyze security --offline=yes --no-pager --threshold="$(limit "$name")" "$dir/$name" >"$dir/security.log" 2>&1 ||
         fail "$name is more exposed than it should be"
     step "$name" "sound; $(tail -n 1 "$dir/security.log" | sed 's/^[^A-Za-z]*//')"
     seen=$((seen + 1))
 done
 ((seen > 1)) || fail "no units were seen"
+
+# A process that systemd itself starts at the first connection, with the sockets that it opened.
+read -r metrics entrance < <(python3 -c '
+import socket
+taken = [socket.create_server(("127.0.0.1", 0)) for _ in range(2)]
+print(*(one.getsockname()[1] for one in taken))')
+cat >"$dir/activated.yaml" <<YAML
+identity: { workload_api: unix://$dir/nobody.sock }
+outbound: [{ listen: 127.0.0.1:$entrance, to: 127.0.0.1:1, peer: spiffe://example.org/nobody }]
+audit: { path: $dir/activated.jsonl }
+metrics: { listen: 127.0.0.1:$metrics }
+YAML
+systemd-socket-activate -l "127.0.0.1:$entrance" -l "127.0.0.1:$metrics" \
+    "$doorward" run --config "$dir/activated.yaml" >"$dir/activated.log" 2>&1 &
+activated=$!
+curl -sf --retry 20 --retry-connrefused --retry-delay 1 -m 20 "http://127.0.0.1:$metrics/live" >/dev/null ||
+    fail "nobody answers on a socket that was handed over"
+kill "$activated"
+wait "$activated" || true
+step activation "sockets that systemd opened are served"
 
 # What a unit names must be what the binary takes.
 for command in "run --config" "check --config" "issuer --config" "intercept apply --config" "intercept remove --config"; do

@@ -23,11 +23,22 @@ pub(crate) struct Process {
 impl Process {
     /// Starts `program`; what it logs is added to the file `log`.
     pub(crate) fn spawn(name: &str, program: &Path, args: &[&str], log: &Path) -> Self {
+        Self::spawn_with(Stdio::null(), name, program, args, log)
+    }
+
+    /// The same with something to read from.
+    pub(crate) fn spawn_with(
+        stdin: Stdio,
+        name: &str,
+        program: &Path,
+        args: &[&str],
+        log: &Path,
+    ) -> Self {
         let stderr = File::create(log).unwrap();
         let child = Command::new(program)
             .args(args)
             .env_remove("RUST_LOG")
-            .stdin(Stdio::null())
+            .stdin(stdin)
             .stdout(Stdio::null())
             .stderr(stderr)
             .spawn()
