@@ -18,7 +18,16 @@ use tokio::sync::mpsc;
 /// # Errors
 /// When the operating system has no room for it.
 pub fn control() -> io::Result<Runtime> {
-    Builder::new_current_thread().enable_all().build()
+    Builder::new_current_thread()
+        .enable_all()
+        // Those that block work seldom, and are gone soon.
+        .on_thread_start(|| {
+            let shared = "thread.arena\0".name().write(0_u32);
+            if let Err(error) = shared.and_then(|()| hoard_nothing()) {
+                tracing::warn!(%error, "a thread has memory of its own");
+            }
+        })
+        .build()
 }
 
 /// As many workers as CPUs are granted to this process; at least one.
@@ -45,12 +54,19 @@ pub fn give_memory_back() {
         for arena in ["arena.0.dirty_decay_ms\0", "arenas.dirty_decay_ms\0"] {
             arena.name().write(KEEP_FREED_MS)?;
         }
+        hoard_nothing()?;
         "max_background_threads\0".name().write(1_usize)?;
         background_thread::write(true)
     };
     if let Err(error) = begin() {
         tracing::warn!(%error, "the allocator keeps the memory of connections for longer");
     }
+}
+
+/// Lets this thread give back at once what it frees. Others keep some of each size for themselves, which makes
+/// them faster and is worth nothing where little is done.
+fn hoard_nothing() -> tikv_jemalloc_ctl::Result<()> {
+    "thread.tcache.enabled\0".name().write(false)
 }
 
 /// How long freed memory is kept to be used again, in milliseconds. It goes little by little.
