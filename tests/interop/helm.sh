@@ -78,7 +78,7 @@ done
 step manifests "policies in ConfigMaps are sound"
 
 # The configuration that the chart writes is the one that the binary reads, and the example's pods can be injected.
-if "$doorward" inject --help >/dev/null 2>&1; then
+if "$doorward" inject --help 2>/dev/null | grep -q -- --webhook; then
     for application in invoices checkout; do
         "$doorward" inject --config "$dir/data/doorward-webhook/inject.yaml" \
             "$root/deploy/kubernetes/example/$application.yaml" >"$dir/$application.yaml" 2>"$dir/inject.log" ||
@@ -89,7 +89,7 @@ if "$doorward" inject --help >/dev/null 2>&1; then
     done
     step manifests "the example is injected with the configuration that the chart writes"
 else
-    echo "SKIPPED: injecting the example: this doorward has no inject"
+    echo "SKIPPED: injecting the example: this doorward has no webhook"
 fi
 
 # The README names files that there are, and commands that Helm takes with this chart.
