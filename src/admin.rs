@@ -8,6 +8,7 @@ mod health;
 use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::fmt;
+use std::io;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
@@ -240,6 +241,24 @@ pub(crate) fn response(
     headers.insert(header::CACHE_CONTROL, cache);
     response
 }
+
+/// Binds a listener for [`serve`], on the runtime that calls this.
+///
+/// # Errors
+/// [`BindError`] when the address is taken or may not be used.
+pub fn bind(address: SocketAddr) -> Result<TcpListener, BindError> {
+    let bind = || {
+        let listener = std::net::TcpListener::bind(address)?;
+        listener.set_nonblocking(true)?;
+        TcpListener::from_std(listener)
+    };
+    bind().map_err(|error| BindError(address, error))
+}
+
+/// The address cannot be listened on.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot listen on {0}")]
+pub struct BindError(SocketAddr, #[source] io::Error);
 
 /// Answers on `listener` until `shutdown`, then closes what is open.
 ///

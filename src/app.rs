@@ -370,15 +370,15 @@ impl Settings {
 }
 
 fn bind_admin(address: SocketAddr, inherited: &mut Inherited) -> anyhow::Result<TcpListener> {
-    let mut bind = || {
-        let listener: std::net::TcpListener = match inherited.take(&Address::Tcp(address)) {
-            Some(socket) => socket.into(),
-            None => std::net::TcpListener::bind(address)?,
-        };
+    let Some(socket) = inherited.take(&Address::Tcp(address)) else {
+        return Ok(admin::bind(address)?);
+    };
+    let listener = std::net::TcpListener::from(socket);
+    let adopt = || {
         listener.set_nonblocking(true)?;
         TcpListener::from_std(listener)
     };
-    bind().with_context(|| format!("cannot listen on {address}"))
+    adopt().with_context(|| format!("cannot listen on {address}"))
 }
 
 /// The policy as it was when we started, and where its changes come from.

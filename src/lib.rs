@@ -8,7 +8,7 @@
 //!
 //! | layer | modules |
 //! |---|---|
-//! | 5 composition | [`cli`], [`config`], [`app`], [`runtime`], [`admin`], [`probes`], [`suggest`], [`inject`] |
+//! | 5 composition | [`cli`], [`config`], [`app`], [`runtime`], [`admin`], [`probes`], [`suggest`], [`inject`], [`webhook`] |
 //! | 4 data path | [`inbound`], [`outbound`], which never import each other |
 //! | 3 what both share | [`descriptors`], [`listen`], [`worker`], [`intercepted`], [`serve`], [`session`], [`exchange`], [`upstream`], [`tunnel`], [`upgrade`], [`relay`], [`headers`], [`target`] |
 //! | 2 capabilities | [`tls`], [`discovery`], [`federation`], [`policy`], [`secrets`], [`audit`], [`issuer`], [`intercept`], [`sandbox`], [`web`], [`report`] |
@@ -154,4 +154,5 @@ pub mod upgrade;
 pub mod upstream;
 pub mod watch;
 pub mod web;
+pub mod webhook;
 pub mod worker;

@@ -13,6 +13,7 @@ pub mod name;
 mod proven;
 mod verdicts;
 pub mod verify;
+mod web;
 
 use std::fmt;
 use std::io;
@@ -43,6 +44,7 @@ pub use self::proven::Verifications;
 use self::verdicts::Verdicts;
 pub use self::verdicts::still_holds;
 use self::verify::{AnyClient, ExpectedServer, Rules, Side, VerifyError};
+pub(crate) use self::web::{WebAcceptor, WebServer, web_server};
 use crate::identity::svid::{Leaf, SvidError};
 use crate::identity::{Bundles, IdError, Material, SpiffeId, TrustDomain};
 use crate::live::{Change, Live, Snapshot, Source};
@@ -1107,7 +1109,7 @@ impl Metrics {
 }
 
 impl Direction {
-    fn record<S>(&self, began: Instant, outcome: &Result<Secured<S>, HandshakeError>) {
+    fn record<T>(&self, began: Instant, outcome: &Result<T, HandshakeError>) {
         match outcome {
             Ok(_) => {
                 self.completed.inc();

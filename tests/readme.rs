@@ -135,6 +135,8 @@ const READERS: &[(&str, &str, &str, &str, &[&str])] = &[
         ISSUER,
         &["entries[].selectors."],
     ),
+    ("webhook.rs", "impl Config", "", WEBHOOK, &[""]),
+    ("webhook.rs", "impl Settings", "", WEBHOOK, &["webhook."]),
     (
         "policy/governance.rs",
         "impl Workload {",
@@ -162,6 +164,7 @@ const READERS: &[(&str, &str, &str, &str, &[&str])] = &[
 const RUN: &str = "### `doorward run`";
 const ISSUER: &str = "### `doorward issuer`";
 const INJECT: &str = "### `doorward inject`";
+const WEBHOOK: &str = "### `doorward inject --webhook`";
 const WORKLOADS: &str = "### `workloads.yaml`";
 const TABLE: &str = "### `doorward policy test`";
 const METRICS: &str = "## Every metric";
@@ -171,7 +174,7 @@ const WRITTEN: &str = "2026-11-22T12:00:00Z";
 
 #[test]
 fn every_configuration_key_is_in_the_readme_and_no_other() {
-    for heading in [RUN, ISSUER, INJECT, WORKLOADS, TABLE] {
+    for heading in [RUN, ISSUER, INJECT, WEBHOOK, WORKLOADS, TABLE] {
         let mut read = BTreeSet::new();
         for (file, from, to, _, prefixes) in READERS.iter().filter(|reader| reader.3 == heading) {
             let keys = keys_in(between(&source(file), from, to));

@@ -1,7 +1,7 @@
 //! `doorward inject`: manifests with sidecars in them.
 
 use std::io::{Read as _, Write as _};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context;
@@ -9,6 +9,7 @@ use anyhow::Context;
 use crate::cli::TROUBLE;
 use crate::inject::manifest::{Done, Task, manifests};
 use crate::inject::{Identity, Settings};
+use crate::webhook::{self, Config};
 
 /// Put a sidecar into every pod of Kubernetes manifests, as their annotations say, and print them
 #[derive(Debug, clap::Args)]
@@ -31,6 +32,15 @@ pub struct Args {
     /// Take sidecars out again
     #[arg(long, conflicts_with_all = ["config", "image", "identity", "intercept"])]
     undo: bool,
+    /// Answer the API server, which asks about each new pod, as the section `webhook` says
+    #[arg(
+        long,
+        conflicts_with_all = ["files", "image", "identity", "intercept", "undo"]
+    )]
+    webhook: bool,
+    /// The MutatingWebhookConfiguration whose `caBundle` is kept what our trust bundle is
+    #[arg(long, value_name = "NAME", requires = "webhook")]
+    publish_bundle: Option<String>,
 }
 
 /// Injects, and tells on standard error what became of each. Nothing is printed unless all is sound.
@@ -38,6 +48,9 @@ pub struct Args {
 /// # Errors
 /// If a file cannot be read.
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    if args.webhook {
+        return serve(args);
+    }
     let settings = args.settings()?;
     let task = match args.undo {
         true => Task::Undo,
@@ -91,10 +104,23 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// Serves reviews until told to stop.
+fn serve(args: &Args) -> anyhow::Result<ExitCode> {
+    let path = args.config.as_deref().unwrap_or(Path::new(CONFIG));
+    let Config { injection, webhook } = Config::open(path)?;
+    let webhook = webhook.with_context(|| {
+        let path = path.display();
+        format!("{path} has no section `webhook`: it says who the server is, and where it listens")
+    })?;
+    webhook::run(webhook, injection, args.publish_bundle.clone())
+}
+
+const CONFIG: &str = "/etc/doorward/inject.yaml";
+
 impl Args {
     fn settings(&self) -> anyhow::Result<Settings> {
         let mut settings = match &self.config {
-            Some(path) => Settings::open(path)?,
+            Some(path) => Config::open(path)?.injection,
             None => Settings::default(),
         };
         if let Some(image) = &self.image {

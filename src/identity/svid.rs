@@ -1,5 +1,6 @@
 //! Is this certificate an X.509-SVID leaf, and what does it say? (X509-SVID §2–§5)
 
+use std::net::IpAddr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use x509_parser::prelude::{FromDer, GeneralName, ParsedExtension, X509Certificate};
@@ -61,6 +62,28 @@ pub(super) fn hex(bytes: &[u8]) -> String {
 /// [`SvidError::Malformed`] if it cannot be read.
 pub fn validity(der: &[u8]) -> Result<(SystemTime, SystemTime), SvidError> {
     times(&certificate(der)?)
+}
+
+/// The DNS names and IP addresses that any certificate is for, besides its SPIFFE ID (X509-SVID §2).
+#[must_use]
+pub fn hosts(der: &[u8]) -> Vec<String> {
+    let Ok(certificate) = certificate(der) else {
+        return Vec::new();
+    };
+    let names = certificate.subject_alternative_name().ok().flatten();
+    let names = names.map_or(&[][..], |names| &names.value.general_names);
+    let host = |name: &GeneralName<'_>| match name {
+        GeneralName::DNSName(name) => Some((*name).to_owned()),
+        GeneralName::IPAddress(octets) => address(octets).map(|address| address.to_string()),
+        _ => None,
+    };
+    names.iter().filter_map(host).collect()
+}
+
+fn address(octets: &[u8]) -> Option<IpAddr> {
+    let v4 = <[u8; 4]>::try_from(octets).map(IpAddr::from);
+    v4.or_else(|_| <[u8; 16]>::try_from(octets).map(IpAddr::from))
+        .ok()
 }
 
 fn certificate(der: &[u8]) -> Result<X509Certificate<'_>, SvidError> {
@@ -180,6 +203,20 @@ mod tests {
         let mut params = leaf(ID);
         change(&mut params);
         Ca::new("example.org").mint(&params).chain[0].to_vec()
+    }
+
+    #[test]
+    fn the_hosts_of_a_certificate_are_its_names_and_addresses() {
+        let der = minted(|params| {
+            params.subject_alt_names.extend([
+                SanType::DnsName("webhook.doorward.svc".try_into().unwrap()),
+                SanType::IpAddress("127.0.0.1".parse().unwrap()),
+                SanType::IpAddress("::1".parse().unwrap()),
+            ]);
+        });
+        assert_eq!(hosts(&der), ["webhook.doorward.svc", "127.0.0.1", "::1"]);
+        assert!(hosts(&minted(|_| {})).is_empty());
+        assert!(hosts(b"no certificate").is_empty());
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
-use crate::document::{Document, Mistakes, Node};
+use crate::document::{Document, Mistakes, Node, Section};
 
 /// What whoever installs Doorward decides for all pods; their annotations say otherwise where they may.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -93,7 +93,11 @@ impl Settings {
     /// Reads what a file says.
     #[must_use]
     pub fn read(node: &Node<'_>) -> Option<Self> {
-        let mut section = node.section()?;
+        Self::read_from(&mut node.section()?)
+    }
+
+    /// The same of a file that says more.
+    pub(crate) fn read_from(section: &mut Section<'_>) -> Option<Self> {
         let default = Self::default();
         let image = section.or("image", default.image, |node| Some(node.text()?.into()));
         let intercept_image =

@@ -15,7 +15,9 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use rustls::ServerConfig;
-use rustls_pki_types::PrivatePkcs8KeyDer;
+use rustls::crypto::aws_lc_rs::sign::any_supported_type;
+use rustls::sign::CertifiedKey;
+use rustls_pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::time::{sleep, timeout};
@@ -27,6 +29,7 @@ use super::authority::{Authority, AuthorityError, seconds};
 use super::service::Shared;
 use crate::identity::{SpiffeId, TrustDomain};
 use crate::live::Snapshot;
+use crate::tls::{self, Offer};
 
 /// The section `federation`. Without it there is no bundle endpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -145,13 +148,10 @@ impl Published {
         };
         let id = endpoint_id(authority.value.domain())?;
         let svid = authority.value.x509_svid(&id, LIFETIME, now)?;
-        let key = PrivatePkcs8KeyDer::from(svid.key.to_vec()).into();
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let mut tls = ServerConfig::builder_with_provider(provider)
-            .with_protocol_versions(&[&rustls::version::TLS13])?
-            .with_no_client_auth()
-            .with_single_cert(vec![svid.certificate.into()], key)?;
-        tls.alpn_protocols = vec![b"http/1.1".to_vec()];
+        let key: PrivateKeyDer<'_> = PrivatePkcs8KeyDer::from(svid.key.to_vec()).into();
+        let key = any_supported_type(&key)?;
+        let certified = Arc::new(CertifiedKey::new(vec![svid.certificate.into()], key));
+        let tls = tls::web_server(certified, None, Offer::Http1)?;
         let left = svid.not_after.duration_since(now).unwrap_or_default();
         *published = Some(Self {
             generation: authority.generation,

@@ -39,4 +39,5 @@ mod times;
 mod tunnel;
 mod unprocessed;
 mod upstreams;
+mod webhook;
 mod withdrawal;
