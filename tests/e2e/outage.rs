@@ -127,11 +127,13 @@ async fn suspended_past_its_certificates_end_a_sidecar_resumes_with_a_new_one() 
             .collect();
         let mut kept = Client::connect(a.outbound[0], Http::One).await;
         assert_eq!(kept.get("/").await.unwrap().status, 200);
-        signal(&stopped, Signal::SIGSTOP);
+        for one in &stopped {
+            one.process.suspend().await;
+        }
         let caught = tokio::spawn(async move { kept.get("/").await.map(|answer| answer.status) });
         past(now() + LIFETIME).await;
         let resumed = now();
-        signal(&stopped, Signal::SIGCONT);
+        resume(&stopped);
         // It was under way when everything ended: it is answered somehow, and soon.
         let _ = tokio::time::timeout(BACK, caught)
             .await
@@ -173,14 +175,16 @@ async fn suspended_past_its_certificates_end_a_sidecar_that_nobody_renews_serves
         kept.push(client);
     }
     let before = app.seen().len();
-    signal(&[&*a, &*b], Signal::SIGSTOP);
+    for one in [&*a, &*b] {
+        one.process.suspend().await;
+    }
     issuer.kill();
     let caught = tokio::spawn(async move {
         let asked = kept.iter_mut().map(|client| client.get("/"));
         join_all(asked).await
     });
     past(now() + LIFETIME).await;
-    signal(&[&*a, &*b], Signal::SIGCONT);
+    resume(&[&*a, &*b]);
 
     // From the first moment on, by its own account too.
     assert_eq!(a.readiness().await.status, 503);
@@ -278,9 +282,9 @@ async fn shown_by(sidecar: &Sidecar, ca: &Ca) -> f64 {
     f64::from(ends)
 }
 
-fn signal(sidecars: &[&Sidecar], signal: Signal) {
+fn resume(sidecars: &[&Sidecar]) {
     for sidecar in sidecars {
-        sidecar.process.signal(signal);
+        sidecar.process.signal(Signal::SIGCONT);
     }
 }
 

@@ -131,7 +131,7 @@ async fn a_peer_that_is_stopped_is_given_up_within_the_deadlines_and_used_again_
     let before = Held::by(&routes.a).await;
 
     // Its kernel goes on: it acknowledges what we send, and lets in who connects.
-    routes.b.process.signal(Signal::SIGSTOP);
+    routes.b.process.suspend().await;
     session.write_all(asked).await.unwrap();
     let without_deadline = tokio::spawn(async move {
         let answer = crate::mesh::request("POST", "/");

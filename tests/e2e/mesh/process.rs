@@ -1,6 +1,6 @@
 //! A `doorward` process: started, watched, asked, and gone with its handle.
 
-use std::fs::File;
+use std::fs::{DirEntry, File};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -87,6 +87,23 @@ impl Process {
     pub(crate) fn signal(&self, signal: Signal) {
         let pid = i32::try_from(self.child.id()).unwrap();
         kill(Pid::from_raw(pid), signal).unwrap();
+    }
+
+    /// Suspends it. The kernel has one thread stop the others, when that one next gets a CPU: until then they go on.
+    pub(crate) async fn suspend(&self) {
+        self.signal(Signal::SIGSTOP);
+        let tasks = format!("/proc/{}/task", self.child.id());
+        let stopped = |task: std::io::Result<DirEntry>| {
+            let stat = std::fs::read_to_string(task.unwrap().path().join("stat")).unwrap();
+            // The name before the state may hold anything (proc(5)).
+            stat.rsplit_once(") ")
+                .is_some_and(|(_, stat)| stat.starts_with('T'))
+        };
+        eventually(format_args!("{} is suspended", self.name), async || {
+            let mut tasks = std::fs::read_dir(&tasks).unwrap();
+            tasks.all(stopped).then_some(())
+        })
+        .await;
     }
 
     /// Waits for its end; `None` if a signal ended it.
