@@ -29,12 +29,16 @@ use nix::sys::resource::{Resource, getrlimit};
 use nix::sys::{prctl, ptrace, signal};
 use nix::unistd::{getppid, getuid, setuid};
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
-use socket2::{Domain, Socket, Type};
+use socket2::{Domain, Protocol, Socket, Type};
 
-const TESTS: [(&str, fn()); 3] = [
+const TESTS: [(&str, fn()); 4] = [
     (
         "what_is_given_up_is_refused_and_what_is_needed_is_not",
         what_is_given_up_is_refused_and_what_is_needed_is_not,
+    ),
+    (
+        "whoever_may_connect_from_foreign_addresses_sees_no_packets",
+        whoever_may_connect_from_foreign_addresses_sees_no_packets,
     ),
     (
         "a_sandbox_that_cannot_be_had_whole_stops_the_start_if_it_is_required",
@@ -179,6 +183,34 @@ fn what_is_given_up_is_refused_and_what_is_needed_is_not() {
     }
 }
 
+fn whoever_may_connect_from_foreign_addresses_sees_no_packets() {
+    if !getuid().is_root() {
+        eprintln!("SKIPPED: only root has a right to raw sockets that could stay");
+        return;
+    }
+    let (parts, attempts) = try_everything("foreign");
+    let (_, outside) = try_everything("off");
+    assert!(parts.iter().any(|had| had == Part::Syscalls.label()));
+    assert_eq!(
+        attempts["connect from an address that is not ours"], None,
+        "the right stays"
+    );
+    for raw in RAW {
+        assert_eq!(attempts[raw], Some(libc::EPERM), "{raw}");
+        assert_eq!(outside[raw], None, "{raw} outside");
+    }
+}
+
+/// Sockets that only the filter of system calls denies to whoever keeps the right to them.
+const RAW: [&str; 3] = [
+    "open a raw socket for IPv4",
+    "open a raw socket for IPv6",
+    "open a raw socket by its old name",
+];
+
+/// As in the kernel's `linux/net.h`.
+const SOCK_PACKET: i32 = 10;
+
 /// What nobody else can do anyway.
 const ROOTS_ALONE: [&str; 1] = ["open a raw socket"];
 
@@ -195,7 +227,7 @@ fn probe() -> ! {
         written: vec!["written/file".into()],
         bind: Vec::new(),
         connect: vec![port("NEEDED_PORT")],
-        foreign_addresses: false,
+        foreign_addresses: env::var("MODE").unwrap() == "foreign",
         connect_anywhere: false,
     };
     let sandbox = sandbox::enter(&settings, &needs).unwrap();
@@ -288,6 +320,15 @@ fn probe() -> ! {
         open(libc::AF_ALG, Type::SEQPACKET),
     );
     attempt("open a raw socket", open(libc::AF_PACKET, Type::DGRAM));
+    let icmp = |domain, protocol| Socket::new(domain, Type::RAW, Some(protocol)).map(drop);
+    attempt(RAW[0], icmp(Domain::IPV4, Protocol::ICMPV4));
+    attempt(RAW[1], icmp(Domain::IPV6, Protocol::ICMPV6));
+    attempt(RAW[2], open(libc::AF_INET, Type::from(SOCK_PACKET)));
+    let foreign = Socket::new(Domain::IPV4, Type::STREAM, None);
+    attempt(
+        "connect from an address that is not ours",
+        foreign.and_then(|socket| socket.set_ip_transparent_v4(true)),
+    );
     attempt(
         "show the memory again",
         prctl::set_dumpable(true).map_err(Into::into),

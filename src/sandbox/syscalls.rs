@@ -69,16 +69,18 @@ fn denied() -> Result<Rules, seccompiler::BackendError> {
         .into_iter()
         .map(|family| argument(0, Is::Ne, family));
     let other = SeccompRule::new(other.collect::<Result<_, _>>()?)?;
-    // Whoever may connect from foreign addresses could otherwise write packets as well.
-    let raw = |family| {
-        let kind = u64::from(SOCKET_KIND.unsigned_abs());
-        let is_raw = u64::from(libc::SOCK_RAW.unsigned_abs());
-        SeccompRule::new(vec![
-            argument(0, Is::Eq, family)?,
-            SeccompCondition::new(1, Length::Dword, Is::MaskedEq(kind), is_raw)?,
-        ])
-    };
-    let sockets = vec![other, raw(libc::AF_INET)?, raw(libc::AF_INET6)?];
+    let mut sockets = vec![other];
+    // Whoever may connect from foreign addresses could otherwise read and write packets as well.
+    for family in [libc::AF_INET, libc::AF_INET6] {
+        for raw in RAW {
+            let kind = Is::MaskedEq(u64::from(SOCKET_KIND.unsigned_abs()));
+            let raw = u64::from(raw.unsigned_abs());
+            sockets.push(SeccompRule::new(vec![
+                argument(0, Is::Eq, family)?,
+                SeccompCondition::new(1, Length::Dword, kind, raw)?,
+            ])?);
+        }
+    }
     rules.insert(libc::SYS_socket, sockets);
     // Who took over could show our memory again.
     let dumpable = argument(0, Is::Eq, libc::PR_SET_DUMPABLE)?;
@@ -90,6 +92,13 @@ fn denied() -> Result<Rules, seccompiler::BackendError> {
 
 /// What is not a flag in the type of a socket (socket(2)).
 const SOCKET_KIND: i32 = 0xf;
+
+/// The types that see more than their own connection. `SOCK_PACKET` makes a socket of `AF_PACKET`, whatever the
+/// family that it is asked for with (packet(7)).
+const RAW: [i32; 2] = [libc::SOCK_RAW, SOCK_PACKET];
+
+/// As in the kernel's `linux/net.h`; the C library's is deprecated.
+const SOCK_PACKET: i32 = 10;
 
 /// Denied whatever the arguments are, on all architectures.
 const NEVER: &[libc::c_long] = &[
