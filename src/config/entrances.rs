@@ -63,7 +63,8 @@ fn own_ports(config: &Config) -> impl Iterator<Item = u16> {
         });
     let admin = config.admin.map(|admin| admin.listen);
     let metrics = config.metrics.map(|metrics| metrics.listen);
-    let others = admin.into_iter().chain(metrics);
+    let probes = config.probes.as_ref().map(|probes| probes.listen);
+    let others = admin.into_iter().chain(metrics).chain(probes);
     inbound.chain(others.map(|address: SocketAddr| address.port()))
 }
 
@@ -280,11 +281,12 @@ mod tests {
         let text = "identity: { workload_api: 'unix:///x' }\npolicy: { dir: /p }\n\
             intercept: { user: 1, inbound: { port: 15006 } }\n\
             metrics: { listen: '0.0.0.0:9901' }\n\
+            probes: { listen: '0.0.0.0:9902', checks: [{ path: /live, port: 80, kind: tcp }] }\n\
             inbound: [{ intercept: 80, service: a }, { listen: '0.0.0.0:8443', service: a, app: '127.0.0.1:80' }]\n";
         let config = Document::new("x.yaml", text).read(Config::read).unwrap();
         let led = config.intercept.unwrap().inbound.unwrap();
         assert!(led.leads(80));
-        for port in [8443, 9901, 15006] {
+        for port in [8443, 9901, 9902, 15006] {
             assert!(!led.leads(port), "{port}");
         }
         let again = told(
