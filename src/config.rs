@@ -7,10 +7,11 @@ mod entrances;
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use self::entrances::Taken;
 use crate::document::{Document, Mistakes, Node};
+use crate::listen::Protocol;
 use crate::{
     admin, audit, discovery, federation, identity, inbound, intercept, outbound, policy, probes,
     sandbox, telemetry,
@@ -163,6 +164,20 @@ impl Config {
                 service: settings.service.clone(),
             })
     }
+
+    /// What `engine` lets pass at `now` that nobody looks into, where requests would be looked into.
+    pub fn opaque(&self, engine: &policy::cedar::Engine, now: SystemTime) -> Vec<Warning> {
+        let auto = |entry: &&inbound::Settings| entry.listener.protocol == Protocol::Auto;
+        let warning = |entry: &inbound::Settings| {
+            let grants = engine.connecting(&entry.service, now);
+            Some(Warning::Opaque {
+                service: entry.service.clone(),
+                grant: grants.first()?.id.clone(),
+            })
+        };
+        let entries = self.inbound.iter().filter(auto);
+        entries.filter_map(warning).collect()
+    }
 }
 
 /// What `doorward check` and the log at the start say of a configuration that is sound.
@@ -180,6 +195,23 @@ pub enum Warning {
     Plaintext {
         /// The name of the service.
         service: Arc<str>,
+    },
+    /// Whoever may connect may send a request that nobody sees.
+    #[error(
+        "the entry for `{service}` has `protocol: auto`, and grant `{grant}` lets opaque bytes pass: if the application speaks HTTP, they may hold any request, with any header"
+    )]
+    #[diagnostic(
+        code(opaque),
+        severity(Warning),
+        help(
+            "write `protocol: tcp` if the application speaks no HTTP; if it does, `protocol: http`, and grants for requests"
+        )
+    )]
+    Opaque {
+        /// The name of the service.
+        service: Arc<str>,
+        /// The first of such grants.
+        grant: Arc<str>,
     },
 }
 

@@ -54,6 +54,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     };
     let mut report = Report::new(args.json);
     let mut open = false;
+    let mut configured = None;
     let mut policies: Vec<policy::Settings> =
         args.policy.iter().map(policy::Settings::of).collect();
     if let Some(path) = &args.config {
@@ -62,7 +63,8 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
                 let warnings: Vec<_> = config.warnings().collect();
                 report.add(warnings.iter().map(|warning| warning as _));
                 open |= !warnings.is_empty();
-                policies.extend(config.policy);
+                policies.extend(config.policy.clone());
+                configured = Some(config);
             }
             Err(mistakes) => report.add(mistakes.diagnostics()),
         }
@@ -71,18 +73,29 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     if args.strict {
         denied = Codes::all();
     }
-    // Codes are those of policies; what is not about one is denied with all of them.
-    report.sound &= !(open && denied == Codes::all());
     for settings in &mut policies {
         settings.deny.extend(denied.clone());
         match policy::files::load_at(settings, now, solver.as_mut()) {
-            Ok(engine) => report.add(engine.warnings().map(|warning| warning as _)),
+            Ok(engine) => {
+                report.add(engine.warnings().map(|warning| warning as _));
+                // Another directory may be checked beside it.
+                let config = configured.as_ref().filter(|config| {
+                    let own = config.policy.as_ref();
+                    own.is_some_and(|own| own.dir == settings.dir)
+                });
+                let warnings = config.map(|config| config.opaque(&engine, now));
+                let warnings = warnings.unwrap_or_default();
+                report.add(warnings.iter().map(|warning| warning as _));
+                open |= !warnings.is_empty();
+            }
             Err(error) => {
                 report.add(error.diagnostics());
                 report.add(error.warnings().map(|warning| warning as _));
             }
         }
     }
+    // Codes are those of policies; what is not about one is denied with all of them.
+    report.sound &= !(open && denied == Codes::all());
     let code = report.finish();
     solver.map_or(Ok(()), Solver::finish)?;
     Ok(code)

@@ -9,7 +9,7 @@ use std::sync::{Arc, LazyLock, PoisonError, RwLock};
 use std::time::SystemTime;
 
 use cedar_policy::{
-    ActionConstraint, Entities, Entity, EntityId, EntityTypeName, EntityUid, Policy,
+    ActionConstraint, Effect, Entities, Entity, EntityId, EntityTypeName, EntityUid, Policy,
     PrincipalConstraint, Request, ResourceConstraint, RestrictedExpression, Schema,
 };
 
@@ -17,6 +17,7 @@ use super::Act;
 use super::finding::Finding;
 use super::governance::{Grant, Registry, Workload};
 use super::reads::Needs;
+use super::scope;
 use super::slice::{Question, Rule, Slice, string};
 use crate::identity::SpiffeId;
 
@@ -158,6 +159,24 @@ impl Engine {
     #[must_use]
     pub fn grants(&self) -> Vec<&Arc<Grant>> {
         let rules = self.rules().into_iter();
+        rules.map(|rule| &rule.grant).collect()
+    }
+
+    /// The grants in force at `now` that let somebody connect to `service`, in order: those that name the action,
+    /// and those that name none and ask for nothing else, which could be about requests.
+    #[must_use]
+    pub fn connecting(&self, service: &str, now: SystemTime) -> Vec<&Arc<Grant>> {
+        let lets = |rule: &&Arc<Rule>| {
+            let policy = &rule.policy;
+            let scope = policy.action_constraint();
+            policy.effect() == Effect::Permit
+                && !rule.dry_run
+                && !rule.grant.has_ended(now)
+                && scope::service(policy).is_none_or(|named| *named == *service)
+                && Verb::TcpConnect.is_in(&scope)
+                && (scope != ActionConstraint::Any || !policy.has_non_scope_constraint())
+        };
+        let rules = self.rules().into_iter().filter(lets);
         rules.map(|rule| &rule.grant).collect()
     }
 

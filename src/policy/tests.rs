@@ -295,6 +295,46 @@ fn a_dry_run_is_told_and_not_enforced() {
 }
 
 #[test]
+fn a_grant_lets_connect_where_its_scope_says_so_and_nothing_speaks_of_requests() {
+    for (rest, lets) in [
+        (
+            r#"permit (principal, action == Action::"connect", resource);"#,
+            true,
+        ),
+        (
+            r#"permit (principal, action in [Action::"read", Action::"connect"], resource == Service::"invoices");"#,
+            true,
+        ),
+        (
+            r#"permit (principal, action == Action::"connect", resource) when { context.port == 1 };"#,
+            true,
+        ),
+        ("permit (principal, action, resource);", true),
+        (
+            r#"permit (principal, action, resource) when { context has http };"#,
+            false,
+        ),
+        (
+            r#"permit (principal, action in Action::"write", resource);"#,
+            false,
+        ),
+        (
+            r#"permit (principal, action == Action::"connect", resource == Service::"ledger");"#,
+            false,
+        ),
+        (
+            r#"@mode("observe") permit (principal, action == Action::"connect", resource);"#,
+            false,
+        ),
+    ] {
+        let engine = engine_of(&grant("it", rest), "", &Settings::of("")).unwrap();
+        let connecting = |now| engine.connecting("invoices", now).len();
+        assert_eq!(connecting(at(0)), usize::from(lets), "{rest}");
+        assert_eq!(connecting(at(3600 * 24 * 365 * 10)), 0, "{rest}");
+    }
+}
+
+#[test]
 fn a_sidecar_that_observes_lets_everything_pass_and_says_what_it_would_deny() {
     let settings = Settings {
         mode: Mode::Observe,
