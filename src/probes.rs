@@ -6,6 +6,7 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::num::NonZeroU16;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -16,6 +17,7 @@ use hyper::body::Incoming;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
+use tokio::sync::Mutex;
 use tokio::time::timeout;
 use tonic::client::Grpc;
 use tonic::transport::Endpoint;
@@ -266,7 +268,43 @@ enum Unwell {
 /// What is answered on the listener.
 #[derive(Debug)]
 pub struct Probes {
-    checks: Vec<Check>,
+    questions: Vec<Question>,
+}
+
+/// A check, which is asked for whoever waits at once: anybody may come here, and as often as he likes.
+#[derive(Debug)]
+struct Question {
+    check: Check,
+    /// Held while the application is asked: whether it was well the last time.
+    turn: Mutex<bool>,
+    /// How many answers there were.
+    answers: AtomicU64,
+}
+
+impl Question {
+    fn new(check: Check) -> Self {
+        Self {
+            check,
+            turn: Mutex::new(false),
+            answers: AtomicU64::new(0),
+        }
+    }
+
+    /// Whether the application is well. Who comes while it is asked hears the answer to that.
+    async fn is_well(&self) -> bool {
+        let before = self.answers.load(Ordering::Relaxed);
+        let mut well = self.turn.lock().await;
+        if self.answers.load(Ordering::Relaxed) == before {
+            let answer = self.check.ask().await;
+            if let Err(unwell) = &answer {
+                let path = &self.check.path;
+                tracing::debug!(path, error = %chain(unwell), "the application fails a probe");
+            }
+            *well = answer.is_ok();
+            self.answers.fetch_add(1, Ordering::Relaxed);
+        }
+        *well
+    }
 }
 
 impl Probes {
@@ -274,7 +312,7 @@ impl Probes {
     #[must_use]
     pub fn new(settings: Settings) -> Self {
         Self {
-            checks: settings.checks,
+            questions: settings.checks.into_iter().map(Question::new).collect(),
         }
     }
 }
@@ -282,21 +320,19 @@ impl Probes {
 impl Answer for Probes {
     async fn answer(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
         let path = request.uri().path();
-        let Some(check) = self.checks.iter().find(|check| check.path == path) else {
+        let mut questions = self.questions.iter();
+        let Some(question) = questions.find(|question| question.check.path == path) else {
             return told(StatusCode::NOT_FOUND, "no such probe is configured\n");
         };
         if !matches!(*request.method(), Method::GET | Method::HEAD) {
             return admin::only_get();
         }
-        match check.ask().await {
-            Ok(()) => told(StatusCode::OK, "ok\n"),
-            Err(unwell) => {
-                tracing::debug!(path, error = %chain(&unwell), "the application fails a probe");
-                told(
-                    StatusCode::SERVICE_UNAVAILABLE,
-                    "the application fails this probe\n",
-                )
-            }
+        match question.is_well().await {
+            true => told(StatusCode::OK, "ok\n"),
+            false => told(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "the application fails this probe\n",
+            ),
         }
     }
 }
@@ -408,6 +444,24 @@ mod tests {
             }
         });
         port
+    }
+
+    #[tokio::test]
+    async fn however_many_ask_at_once_the_application_is_asked_once() {
+        static ASKED: AtomicU64 = AtomicU64::new(0);
+        let port = http_app(|_| {
+            ASKED.fetch_add(1, Ordering::Relaxed);
+            "HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n"
+        })
+        .await;
+        let check = format!("{{ path: /a, port: {port}, kind: http }}");
+        let settings = read(&format!("{{ listen: '127.0.0.1:1', checks: [{check}] }}"));
+        let probes = Probes::new(settings.unwrap());
+        for asked in 1..=2 {
+            let all = (0..20).map(|_| probes.questions[0].is_well());
+            assert_eq!(futures_util::future::join_all(all).await, [true; 20]);
+            assert_eq!(ASKED.load(Ordering::Relaxed), asked);
+        }
     }
 
     #[tokio::test]
