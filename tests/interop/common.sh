@@ -174,9 +174,10 @@ metric() {
 # metric_above PORT FAMILY NUMBER
 metric_above() { (($(metric "$1" "$2") > $3)); }
 
-# start_load NAME URL [kept|fresh]: four clients ask on and on, on connections they keep or on fresh ones.
+# start_load NAME URL [kept|fresh [OPTION...]]: four clients ask on and on, on connections they keep or on fresh
+# ones. The options are those of load.py.
 start_load() {
-    start "$1" python3 "$here/load.py" "$2" "${3:-kept}"
+    start "$1" python3 "$here/load.py" "$2" "${3:-kept}" "${@:4}"
     await 20 "$1 is under way" grep -qs asking "$dir/$1.log"
 }
 

@@ -216,10 +216,11 @@ injects || fail "a dry run shows no sidecar"
 step kubernetes "a namespace that is not selected is not asked about; a dry run shows the sidecar and makes nothing"
 
 # Under load: a new certificate, new roots in the way SPIRE rotates them, and somebody who overwrites the bundle.
-load() { start "$1" python3 "$here/kubernetes/load.py" "$api" administrator bank; await 20 "$1 is under way" grep -qs asking "$dir/$1.log"; }
 rotations=doorward_identity_rotations_total
 rotated() { local before; before=$(metric "$probes" $rotations); svid "$1"; await 10 "a new certificate is in force" metric_above "$probes" $rotations "$before"; }
-load rotation
+# As a Deployment's ReplicaSet makes them.
+start_load rotation "https://127.0.0.1:$api/api/v1/namespaces/bank/pods?dryRun=All" kept \
+    --post "$here/kubernetes/pod.json" --token administrator --status 201 --holding doorward.dev/injected
 for _ in 1 2 3; do rotated first; done
 root second
 cat "$pki/first.pem" "$pki/second.pem" >"$dir/bundle.pem"
