@@ -5,11 +5,12 @@
 //! wants is in its annotations ([`annotations`]), what it gets otherwise in [`Settings`].
 //!
 //! Injection begins by taking out what an earlier one put in ([`undo`]): so doing it twice is doing it once,
-//! and doing it with other settings brings a pod up to date.
+//! and doing it with other settings brings a pod up to date. What others changed in between stays.
 
 pub mod annotations;
 mod generated;
 pub mod manifest;
+mod others;
 mod probing;
 mod settings;
 mod sidecar;
@@ -122,6 +123,7 @@ pub fn pod(settings: &Settings, owner: Owner<'_>, pod: &mut Value) -> Result<Out
     let mut fresh = pod.clone();
     undo::undo(&mut fresh);
     let outcome = inject(settings, owner, &mut fresh)?;
+    others::keep(pod, &mut fresh);
     *pod = fresh;
     Ok(outcome)
 }
@@ -168,6 +170,7 @@ fn inject(settings: &Settings, owner: Owner<'_>, pod: &mut Value) -> Result<Outc
         notes.extend(privilege_notes(pod));
     }
     sidecar::put_in(pod, &wanted, &mut record);
+    record.put = others::put(pod);
     if let Some(delay) = wanted.stops_late(pod) {
         sidecar::delay_the_stop(pod, delay, &mut record);
     }
@@ -341,7 +344,9 @@ const CONFIG_FILE: &str = "doorward.yaml";
 /// The annotation that says what was there before.
 const INJECTED: &str = "injected";
 
-const ALL_CONTAINERS: [&str; 2] = ["initContainers", "containers"];
+/// The list that ours are in.
+const INIT_CONTAINERS: &str = "initContainers";
+const ALL_CONTAINERS: [&str; 2] = [INIT_CONTAINERS, "containers"];
 
 #[cfg(test)]
 mod tests;

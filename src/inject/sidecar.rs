@@ -8,8 +8,8 @@ use serde_json::{Map, Value, json};
 use super::annotations::{METRICS_PORT, PROBES_PORT, Wanted};
 use super::undo::{Grace, Record};
 use super::{
-    CONFIG_FILE, CONFIG_VOLUME, IDENTITY_VOLUME, INTERCEPTOR, Identity, POLICY_VOLUME, PREFIX,
-    SIDECAR, generated, list_mut, name, probing, yaml,
+    CONFIG_FILE, CONFIG_VOLUME, IDENTITY_VOLUME, INIT_CONTAINERS, INTERCEPTOR, Identity,
+    POLICY_VOLUME, PREFIX, SIDECAR, generated, list_mut, name, probing, yaml,
 };
 
 /// Puts our containers before all others, and our volumes behind them.
@@ -17,7 +17,7 @@ pub(super) fn put_in(pod: &mut Value, wanted: &Wanted, record: &mut Record) {
     let Some(spec) = pod.pointer_mut("/spec").and_then(Value::as_object_mut) else {
         return;
     };
-    let containers = list(spec, "initContainers", record);
+    let containers = list(spec, INIT_CONTAINERS, record);
     containers.insert(0, sidecar(wanted));
     if wanted.intercepts_inbound() || wanted.intercepts_outbound() {
         containers.insert(0, interceptor(wanted));

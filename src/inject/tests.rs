@@ -39,6 +39,41 @@ fn injecting_twice_changes_nothing_and_undoing_gives_the_original_back() {
 }
 
 #[test]
+fn what_others_changed_of_our_containers_stays_until_we_would_change_it_ourselves() {
+    let settings = Settings {
+        intercept: true,
+        ..without_interception()
+    };
+    let original = plain(json!({ "doorward.dev/port": "8080" }));
+    let mut it = original.clone();
+    pod(&settings, NO_OWNER, &mut it).unwrap();
+    for ours in list_mut(&mut it, INIT_CONTAINERS).unwrap() {
+        let image = ours["image"].as_str().unwrap();
+        ours["image"] = format!("mirror.example.org/{image}").into();
+        ours["resources"]["limits"]["memory"] = "256Mi".into();
+    }
+    let rewritten = it.clone();
+    // What keeps a sidecar safe is ours to say.
+    it["spec"]["initContainers"][1]["securityContext"]["privileged"] = true.into();
+    for _ in 0..2 {
+        pod(&settings, NO_OWNER, &mut it).unwrap();
+        assert_eq!(it, rewritten);
+    }
+
+    let newer = Settings {
+        image: "doorward:newer".into(),
+        ..settings
+    };
+    pod(&newer, NO_OWNER, &mut it).unwrap();
+    for ours in containers(&it, INIT_CONTAINERS) {
+        assert_eq!(ours["image"], "doorward:newer");
+        assert_eq!(ours["resources"]["limits"]["memory"], "256Mi");
+    }
+    undo::undo(&mut it);
+    assert_eq!(it, original);
+}
+
+#[test]
 fn pods_that_cannot_have_a_sidecar_or_need_none_are_left_as_they_are() {
     let asks = json!({ "doorward.dev/port": "8080" });
     for (change, reason) in [

@@ -6,7 +6,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::{
-    ALL_CONTAINERS, CONFIG_FILE, INJECTED, PREFIX, is_our_name, list_mut, name, probing, sidecar,
+    ALL_CONTAINERS, CONFIG_FILE, INIT_CONTAINERS, INJECTED, PREFIX, is_our_name, list_mut, name,
+    others, probing, sidecar,
 };
 
 /// Takes out of `pod`, a pod or pod template, what an injection put in. Says whether there was anything.
@@ -40,7 +41,7 @@ pub fn undo(pod: &mut Value) -> bool {
                 spec.insert(sidecar::GRACE.into(), (*seconds).into());
             }
         }
-        record.unmake(spec, &["initContainers", "volumes"]);
+        record.unmake(spec, &[INIT_CONTAINERS, "volumes"]);
     }
     let annotations = pod.pointer_mut("/metadata/annotations");
     if let Some(annotations) = annotations.and_then(Value::as_object_mut) {
@@ -72,6 +73,9 @@ pub(super) struct Record {
     /// Lists and mappings that were not there.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     made: Vec<String>,
+    /// What others may have changed since.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(super) put: others::Put,
 }
 
 type Probes = BTreeMap<String, BTreeMap<String, Map<String, Value>>>;
@@ -89,7 +93,7 @@ pub(super) enum Grace {
 impl Record {
     /// What the injection of `pod` wrote down, if there was one. Whoever destroys it has a pod with a sidecar
     /// that is not known as ours.
-    fn of(pod: &Value) -> Option<Self> {
+    pub(super) fn of(pod: &Value) -> Option<Self> {
         let text = pod["metadata"]["annotations"][format!("{PREFIX}{INJECTED}")].as_str()?;
         serde_json::from_str(text).ok()
     }
