@@ -385,7 +385,7 @@ impl Reader<'_> {
     /// A list in YAML, as it stands in a configuration.
     fn list(&mut self, name: &str) -> Option<Vec<Value>> {
         let text = self.annotations.get(name)?;
-        let mut documents = match yaml::read(text) {
+        let mut documents = match yaml::read_up_to(MOST_VALUES, text) {
             Ok(documents) => documents,
             Err(error) => {
                 self.mistake(name, format_args!("is no YAML: {error}"));
@@ -542,6 +542,9 @@ fn is_network(text: &str) -> bool {
     };
     address.parse::<IpAddr>().is_ok() && prefix.is_some()
 }
+
+/// Of a list in an annotation: some thousand listeners. A webhook reads what anybody writes who may make pods.
+const MOST_VALUES: usize = 10_000;
 
 /// For people inside the pod.
 pub(super) const ADMIN_PORT: u16 = 9900;

@@ -239,6 +239,21 @@ fn jobs_and_pods_that_serve_nothing_stop_at_once() {
 }
 
 #[test]
+fn a_short_annotation_does_not_stand_for_a_long_list() {
+    let mut list = String::from("- &a0 [x, x, x, x, x, x, x, x, x, x]\n");
+    for level in 1..5 {
+        let before = format!("*a{}, ", level - 1).repeat(10);
+        list += &format!("- &a{level} [{before}]\n");
+    }
+    let mut it = plain(json!({ "doorward.dev/outbound": list }));
+    let told = pod(&without_interception(), NO_OWNER, &mut it).unwrap_err();
+    assert!(
+        told.to_string().contains("more than 10000 values"),
+        "{told}"
+    );
+}
+
+#[test]
 fn what_the_sidecar_is_told_is_what_check_accepts() {
     let outbound = "[{ listen: '127.0.0.1:1', to: 'a:1', peer: 'spiffe://a/b' }]";
     for annotations in [

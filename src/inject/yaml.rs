@@ -16,7 +16,19 @@ use serde_json::{Map, Number, Value};
 /// # Errors
 /// Where it is no YAML, or holds what JSON cannot say.
 pub fn read(text: &str) -> Result<Vec<Value>, Error> {
-    let mut reader = Reader::default();
+    read_up_to(MOST, text)
+}
+
+/// As [`read`], unless there are more values than `most`, those that aliases stand for counted: a few lines of
+/// them may stand for more than there is memory.
+///
+/// # Errors
+/// Then too.
+pub fn read_up_to(most: usize, text: &str) -> Result<Vec<Value>, Error> {
+    let mut reader = Reader {
+        most,
+        ..Reader::default()
+    };
     for event in Parser::new_from_str(text) {
         let (event, span) = event.map_err(|error| Error {
             line: error.marker().line(),
@@ -57,12 +69,16 @@ pub struct Error {
 
 #[derive(Default)]
 struct Reader {
+    /// How many values there may be.
+    most: usize,
     documents: Vec<Value>,
     open: Vec<Open>,
     /// What anchors stand for, and of how many values it consists.
     anchors: HashMap<usize, (Value, usize)>,
     /// How many values there are so far, those behind aliases included.
     values: usize,
+    /// How many are kept beside for aliases: anchors may stand within each other.
+    kept: usize,
 }
 
 /// A list or mapping that is not over yet.
@@ -135,13 +151,17 @@ impl Reader {
 
     fn value(&mut self, value: Value, anchor: usize, before: usize) -> Result<(), String> {
         self.values += 1;
-        if self.values > MOST {
+        let size = self.values - before;
+        if anchor != 0 {
+            self.kept += size;
+        }
+        if self.values.max(self.kept) > self.most {
             return Err(format!(
-                "more than {MOST} values, those behind aliases counted"
+                "more than {} values, those behind aliases counted",
+                self.most
             ));
         }
         if anchor != 0 {
-            let size = self.values - before;
             self.anchors.insert(anchor, (value.clone(), size));
         }
         match self.open.last_mut() {
@@ -354,7 +374,7 @@ fn escaped(text: &str) -> String {
     written
 }
 
-/// Far more than any manifest has; an alias may stand for many.
+/// Far more than any manifest has.
 const MOST: usize = 1_000_000;
 
 /// As deep as `serde_json` reads.
@@ -427,6 +447,15 @@ mod tests {
             assert!(error.what.contains(what), "{text}: {error}");
             assert_eq!(error.line, line, "{text}: {error}");
         }
+    }
+
+    #[test]
+    fn anchors_within_each_other_are_not_kept_without_bound() {
+        let nested: String = (0..100).map(|level| format!("&a{level} [")).collect();
+        let text = format!("{nested}{}{}", "x, ".repeat(50), "]".repeat(100));
+        assert!(read_up_to(20_000, &text).is_ok());
+        let error = read_up_to(1_000, &text).unwrap_err();
+        assert!(error.what.contains("more than 1000 values"), "{error}");
     }
 
     #[test]
