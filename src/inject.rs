@@ -224,7 +224,12 @@ fn privilege_notes(pod: &Value) -> impl Iterator<Item = String> {
         let added = security["capabilities"]["add"].as_array();
         let mut added = added.into_iter().flatten().filter_map(Value::as_str);
         security["privileged"] == json!(true)
-            || added.any(|capability| ["ALL", "NET_ADMIN"].contains(&capability))
+            // Container runtimes take them in any case, some with what the kernel puts before them.
+            || added.any(|capability| {
+                let capability = capability.to_ascii_uppercase();
+                let capability = capability.strip_prefix("CAP_").unwrap_or(&capability);
+                ["ALL", "NET_ADMIN"].contains(&capability)
+            })
     };
     let all = ALL_CONTAINERS.iter().flat_map(|list| containers(pod, list));
     all.filter(may_change_rules).map(|container| {

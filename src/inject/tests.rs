@@ -178,6 +178,11 @@ fn whoever_runs_a_pod_is_told_what_weakens_its_sidecar() {
             "may change the packet filter's rules",
         ),
         (
+            "/spec/containers/0/securityContext",
+            json!({ "capabilities": { "add": ["cap_net_admin"] } }),
+            "may change the packet filter's rules",
+        ),
+        (
             "/spec/containers/0/livenessProbe",
             json!({ "httpGet": { "port": 8080, "scheme": "HTTPS" } }),
             "asks by HTTPS",
