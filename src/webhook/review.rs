@@ -44,6 +44,24 @@ struct Envelope {
     request: Option<Review>,
 }
 
+/// Far more than any pod has. What is read takes up to a hundred times as much memory as its text, where that is
+/// little but brackets.
+const MOST_VALUES: usize = 100_000;
+
+/// As many values as JSON may hold by its look, or more: before each stands one of these, or the beginning.
+fn at_most_values(text: &[u8]) -> usize {
+    let (mut quoted, mut escaped) = (false, false);
+    let marks = text.iter().filter(|byte| {
+        let is_mark = !quoted && matches!(byte, b'[' | b',' | b':');
+        if !escaped && **byte == b'"' {
+            quoted = !quoted;
+        }
+        escaped = quoted && !escaped && **byte == b'\\';
+        is_mark
+    });
+    1 + marks.count()
+}
+
 const API_VERSION: &str = "admission.k8s.io/v1";
 const KIND: &str = "AdmissionReview";
 
@@ -53,6 +71,9 @@ impl Review {
     /// # Errors
     /// [`Malformed`] says what it is not.
     pub(super) fn parse(text: &[u8]) -> Result<Self, Malformed> {
+        if at_most_values(text) > MOST_VALUES {
+            return Err(Malformed::Values);
+        }
         let envelope: Envelope = serde_json::from_slice(text).map_err(Malformed::Json)?;
         if (envelope.api_version.as_str(), envelope.kind.as_str()) != (API_VERSION, KIND) {
             return Err(Malformed::Kind(envelope.api_version, envelope.kind));
@@ -164,6 +185,9 @@ pub(super) enum Malformed {
     /// Not JSON, or without what every review has.
     #[error("this is no AdmissionReview: {0}")]
     Json(serde_json::Error),
+    /// It would take more memory than there is.
+    #[error("this has more than {MOST_VALUES} values, and no pod has")]
+    Values,
     /// Of another version, or something else.
     #[error("this is {1} of {0}, and what is answered here is AdmissionReview of {API_VERSION}")]
     Kind(String, String),
@@ -225,6 +249,19 @@ mod tests {
     }
 
     #[test]
+    fn values_are_counted_before_they_are_read() {
+        for (text, count) in [
+            (r#"{}"#, 1),
+            (r#"[1, [true], {"a": null}]"#, 6),
+            (r#"["a,b:[c\",d\\", "e"]"#, 3),
+        ] {
+            assert_eq!(at_most_values(text.as_bytes()), count, "{text}");
+        }
+        let long = changed("/object", ",\"[:\\".repeat(100_000));
+        assert!(long.object.is_string());
+    }
+
+    #[test]
     fn only_the_creation_of_a_pod_itself_is_one() {
         for (pointer, value) in [
             ("/operation", "UPDATE"),
@@ -268,8 +305,12 @@ mod tests {
             ),
             (envelope(&nameless), "this AdmissionReview has an empty"),
             (
-                [b"[".repeat(100_000), b"]".repeat(100_000)].concat(),
+                [b"[".repeat(50_000), b"]".repeat(50_000)].concat(),
                 "this is no AdmissionReview: ",
+            ),
+            (
+                [b"[[]", b",[]".repeat(50_000).as_slice(), b"]"].concat(),
+                "this has more than 100000 values",
             ),
         ] {
             let error = Review::parse(&text).unwrap_err().to_string();
