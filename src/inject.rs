@@ -166,6 +166,9 @@ fn inject(settings: &Settings, owner: Owner<'_>, pod: &mut Value) -> Result<Outc
         }
     };
     notes.extend(identity_notes(pod));
+    if !wanted.inbound.is_empty() && !wanted.intercepts_inbound() {
+        notes.push(OPEN.into());
+    }
     if wanted.intercepts_inbound() || wanted.intercepts_outbound() {
         notes.extend(privilege_notes(pod));
     }
@@ -216,6 +219,9 @@ fn identity_notes(pod: &Value) -> Option<String> {
         "it runs as the service account `default`: every pod of the namespace that names none may have the same identity. Give it `serviceAccountName`".into()
     })
 }
+
+/// Nothing leads connections away from the application then.
+const OPEN: &str = "without interception whoever reaches the application's own port goes past the sidecar: let it listen on 127.0.0.1 alone and ask it by `exec` probes, or keep others from the port with a NetworkPolicy";
 
 /// Who could get past the sidecar.
 fn privilege_notes(pod: &Value) -> impl Iterator<Item = String> {

@@ -30,7 +30,8 @@ fn injecting_twice_changes_nothing_and_undoing_gives_the_original_back() {
     let settings = without_interception();
     let mut once = original.clone();
     let outcome = pod(&settings, NO_OWNER, &mut once).unwrap();
-    assert_eq!(outcome, Outcome::Injected { notes: Vec::new() });
+    let notes = vec![OPEN.to_owned()];
+    assert_eq!(outcome, Outcome::Injected { notes });
     let mut twice = once.clone();
     pod(&settings, NO_OWNER, &mut twice).unwrap();
     assert_eq!(twice, once);
@@ -207,6 +208,26 @@ fn whoever_runs_a_pod_is_told_what_weakens_its_sidecar() {
             notes.len() == 1 && notes[0].contains(note),
             "{path}: {notes:?}"
         );
+    }
+}
+
+#[test]
+fn whose_port_stays_open_is_told_and_nobody_else() {
+    let outbound = json!({ "doorward.dev/outbound": "[{ listen: '127.0.0.1:1', to: 'a:1', peer: 'spiffe://a/b' }]" });
+    for (annotations, intercept, told) in [
+        (json!({ "doorward.dev/port": "8080" }), false, true),
+        (json!({ "doorward.dev/port": "8080" }), true, false),
+        (outbound, false, false),
+    ] {
+        let settings = Settings {
+            intercept,
+            ..without_interception()
+        };
+        let mut it = plain(annotations.clone());
+        let Outcome::Injected { notes } = pod(&settings, NO_OWNER, &mut it).unwrap() else {
+            panic!("{annotations}: it was left alone");
+        };
+        assert_eq!(notes.contains(&OPEN.to_owned()), told, "{annotations}");
     }
 }
 
