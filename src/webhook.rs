@@ -8,6 +8,7 @@
 //! that the API server calls, and every rotation is in force on the next handshake. One thread does: a pod is
 //! a matter of a fraction of a millisecond.
 
+mod callers;
 mod cluster;
 mod identity;
 mod publish;

@@ -12,10 +12,11 @@ use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::body::{Body as _, Incoming};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use super::callers::{Caller, Callers};
 use super::reviewer::Reviewer;
 use crate::exchange::BrokenOff;
 use crate::lifecycle::Lifecycle;
-use crate::limits::{Credit, Handshakes, Tally};
+use crate::limits::{Credit, Handshakes, Limit, Tally};
 use crate::listen::{Source, Stream};
 use crate::serve;
 use crate::session::Running;
@@ -66,6 +67,7 @@ pub(super) struct Server {
     handshakes: Arc<Handshakes>,
     tally: Tally,
     credit: Credit,
+    callers: Callers,
     held: Semaphore,
 }
 
@@ -84,6 +86,7 @@ impl Server {
             handshakes: tally.handshakes(HANDSHAKES),
             tally,
             credit: Credit::default(),
+            callers: Callers::default(),
             held: Semaphore::new(HELD),
         })
     }
@@ -95,6 +98,12 @@ impl Server {
         source: Source,
         slot: OwnedSemaphorePermit,
     ) {
+        let caller = self.callers.at(source.ip());
+        let Ok(_place) = caller.connections.try_acquire() else {
+            self.tally.hit(Limit::Connections);
+            tracing::debug!(%source, "as many connections of this address are open as may be");
+            return;
+        };
         let mut handshake = self.handshakes.begin();
         let accepted = self
             .acceptor
@@ -107,7 +116,7 @@ impl Server {
         };
         let credit = self.credit.lend();
         let running = Running::default();
-        let service = |request| self.clone().answer(request);
+        let service = |request| self.clone().answer(caller.clone(), request);
         let ended = serve::http(
             stream,
             agreed == Agreed::Http2,
@@ -122,9 +131,13 @@ impl Server {
         drop(slot);
     }
 
-    async fn answer(self: Arc<Self>, request: Request<Incoming>) -> Response<Reply> {
+    async fn answer(
+        self: Arc<Self>,
+        caller: Arc<Caller>,
+        request: Request<Incoming>,
+    ) -> Response<Reply> {
         let began = Instant::now();
-        match self.read(request).await {
+        match self.read(&caller, request).await {
             Ok(text) => match self.reviewer.review(&text, began) {
                 Ok(answer) => response(StatusCode::OK, "application/json", answer),
                 Err(error) => {
@@ -146,7 +159,7 @@ impl Server {
     }
 
     /// The whole of a review, in JSON.
-    async fn read(&self, request: Request<Incoming>) -> Result<Bytes, Refusal> {
+    async fn read(&self, caller: &Caller, request: Request<Incoming>) -> Result<Bytes, Refusal> {
         if request.uri().path() != PATH {
             return Err(Refusal::Path);
         }
@@ -170,7 +183,8 @@ impl Server {
             return Err(Refusal::Size);
         }
         let reading = async {
-            // Never closed.
+            // Never closed. Its own first: whoever waits for that takes none from others.
+            let _own = caller.reviews.acquire().await;
             let _place = self.held.acquire().await;
             Limited::new(body, LARGEST).collect().await
         };

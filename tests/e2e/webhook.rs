@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
+use futures_util::FutureExt as _;
 use http::Request;
 use http_body_util::{BodyExt, Full};
 use hyper::server::conn::http1;
@@ -256,6 +257,40 @@ async fn whatever_else_comes_is_told_what_it_is_not_and_the_next_review_is_answe
     assert_eq!(answer.json()["response"]["allowed"], true);
     let malformed = webhook.sum("doorward_webhook_reviews_total", &[("result", "malformed")]);
     same(malformed.await, 4.0);
+}
+
+#[tokio::test]
+async fn whoever_sends_slowly_takes_nothing_from_other_addresses() {
+    let webhook = Webhook::start("").await;
+    // Of an address of its own, and more than are held at once.
+    let head = format!(
+        "POST /mutate HTTP/1.1\r\nhost: {HOST}\r\ncontent-type: application/json\r\ncontent-length: 1000\r\n\r\n{{"
+    );
+    let connect = async || {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.bind("127.0.0.2:0".parse().unwrap()).unwrap();
+        let stream = socket.connect(webhook.reviews).await.unwrap();
+        Tls::new(None, &["http/1.1"]).on(stream).await
+    };
+    let mut slow = Vec::new();
+    for _ in 0..64 {
+        let mut stream = connect().await.unwrap();
+        stream.write_all(head.as_bytes()).await.unwrap();
+        slow.push(stream);
+    }
+    assert!(connect().await.is_err(), "a connection too many");
+    let limit = [("limit", "connections")];
+    same(webhook.sum("doorward_limits_hit_total", &limit).await, 1.0);
+    // They have taken all that they get: those of before these wait in front of them.
+    let mut client = webhook.client("h2").await;
+    for _ in 0..100 {
+        let answer = client.ask(asked(&review(&json!({})))).await.unwrap();
+        assert_eq!(answer.status, 200);
+    }
+    for stream in &mut slow {
+        let answered = stream.read_u8().now_or_never();
+        assert!(answered.is_none(), "a slow one was given up first");
+    }
 }
 
 #[tokio::test]

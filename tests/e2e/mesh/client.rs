@@ -249,7 +249,11 @@ impl Tls {
         &self,
         address: SocketAddr,
     ) -> io::Result<client::TlsStream<TcpStream>> {
-        let stream = TcpStream::connect(address).await?;
+        self.on(TcpStream::connect(address).await?).await
+    }
+
+    /// The same on a connection that there is.
+    pub(crate) async fn on(&self, stream: TcpStream) -> io::Result<client::TlsStream<TcpStream>> {
         stream.set_nodelay(true)?;
         let name = ServerName::IpAddress(Ipv4Addr::LOCALHOST.into());
         TlsConnector::from(Arc::new(self.config.clone()))
