@@ -286,6 +286,36 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
+/// What `b`'s application hears of claims behind an empty line, from a peer that may connect as well as ask.
+async fn behind_an_empty_line(protocol: &str, alpn: &[&str]) -> Option<Vec<(String, String)>> {
+    let mesh = Mesh::with(Options {
+        inbound: format!("protocol: {protocol}"),
+        ..Options::default()
+    })
+    .await;
+    let tls = Tls::new(Some(&mesh.issuer.ca().svid("a")), alpn);
+    let mut stream = tls.connect(mesh.gate()).await.ok()?;
+    let hidden = format!("\r\n{}", head(CLAIMS));
+    let answer = raw(&mut stream, hidden.as_bytes()).await;
+    assert_eq!(status_of(&answer), 200, "{protocol} {alpn:?}: {answer}");
+    Some(claims(&mesh.app.last()))
+}
+
+#[tokio::test]
+async fn a_grant_to_connect_is_one_for_any_bytes_but_where_only_requests_pass() {
+    let opaque = ["doorward-tcp"];
+    for alpn in [&[][..], &opaque] {
+        let claims = behind_an_empty_line("auto", alpn).await.unwrap();
+        assert_eq!(claims.len(), CLAIMS.lines().count(), "{alpn:?}");
+    }
+    let claims = behind_an_empty_line("http", &[]).await.unwrap();
+    let [(_, ours)] = &claims[..] else {
+        panic!("not ours alone: {claims:?}");
+    };
+    assert!(ours.contains(&format!("URI={}", id("a"))), "{ours}");
+    assert_eq!(behind_an_empty_line("http", &opaque).await, None);
+}
+
 #[tokio::test]
 async fn a_tcp_application_learns_the_caller_from_a_proxy_header() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
