@@ -104,6 +104,13 @@ impl Annotations {
         owner: Owner<'_>,
         pod: &Value,
     ) -> Result<Wanted, Error> {
+        let sizes = self.ours.iter().map(|(name, text)| name.len() + text.len());
+        if sizes.sum::<usize>() > MOST_BYTES {
+            return Err(Error::Annotations(vec![format!(
+                "the annotations `{PREFIX}…` have more than {} KiB, and Kubernetes takes no more",
+                MOST_BYTES >> 10
+            )]));
+        }
         let mut reader = Reader {
             annotations: self,
             mistakes: Vec::new(),
@@ -542,6 +549,9 @@ fn is_network(text: &str) -> bool {
     };
     address.parse::<IpAddr>().is_ok() && prefix.is_some()
 }
+
+/// As many as Kubernetes takes of all annotations together, which it looks at when webhooks were asked.
+const MOST_BYTES: usize = 256 << 10;
 
 /// Of a list in an annotation: some thousand listeners. A webhook reads what anybody writes who may make pods.
 const MOST_VALUES: usize = 10_000;

@@ -280,6 +280,19 @@ fn a_short_annotation_does_not_stand_for_a_long_list() {
 }
 
 #[test]
+fn annotations_that_kubernetes_would_not_take_are_not_read() {
+    for (name, text) in [
+        ("exclude-outbound-ports", vec!["1"; 200_000].join(",")),
+        (&"x".repeat(300_000), String::new()),
+    ] {
+        let mut it = plain(json!({ "doorward.dev/port": "8080" }));
+        it["metadata"]["annotations"][format!("{PREFIX}{name}")] = text.into();
+        let told = pod(&without_interception(), NO_OWNER, &mut it).unwrap_err();
+        assert!(told.to_string().contains("more than 256 KiB"), "{told}");
+    }
+}
+
+#[test]
 fn what_the_sidecar_is_told_is_what_check_accepts() {
     let outbound = "[{ listen: '127.0.0.1:1', to: 'a:1', peer: 'spiffe://a/b' }]";
     for annotations in [
