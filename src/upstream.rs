@@ -4,7 +4,6 @@
 //! plain. What differs is how to [`Dial`]. An HTTP/2 connection is shared by many requests; an HTTP/1.1
 //! connection is lent to one at a time and comes back when the response has been read to its end.
 
-mod calm;
 mod coming;
 pub(crate) mod http2;
 mod queue;
@@ -28,7 +27,6 @@ use hyper_util::rt::TokioIo;
 use prometheus::{IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use self::calm::Calm;
 pub use self::coming::Coming;
 pub use self::queue::{Limits, Place, Queue};
 use crate::descriptors;
@@ -69,9 +67,6 @@ pub trait Dial: Send + Sync + 'static {
 pub enum Wanted {
     /// Whatever both sides like best.
     Any,
-    /// The same, and HTTP/1.1 while requests come one by one. For what [`may_be_repeated`]: the other side
-    /// may close such a connection with a request on its way, where HTTP/2 says that it has not seen it.
-    Cheapest,
     /// HTTP/1.1, for an upgrade or because the application speaks nothing else.
     Http1,
     /// HTTP/2.
@@ -383,7 +378,6 @@ struct Open {
     idle: VecDeque<Idle>,
     /// The other side chose HTTP/1.1 last time, so opening needs no waiting for each other.
     prefers_http1: bool,
-    calm: Calm,
     /// The generation at which all of `idle` were looked at last.
     swept: u64,
     /// No connection is kept any more.
@@ -680,7 +674,7 @@ impl<D: Dial> Pool<D> {
 
     /// A connection that is open already, for the first attempt at a request: where one of them turned out to
     /// be closed, the others probably are too.
-    pub fn kept_at(self: &Arc<Self>, attempt: usize, wanted: Wanted) -> Option<Connection> {
+    pub fn kept_at(&self, attempt: usize, wanted: Wanted) -> Option<Connection> {
         if attempt > 1 {
             return None;
         }
@@ -688,13 +682,9 @@ impl<D: Dial> Pool<D> {
     }
 
     /// A connection that is open already.
-    pub fn kept(self: &Arc<Self>, wanted: Wanted) -> Option<Connection> {
+    pub fn kept(&self, wanted: Wanted) -> Option<Connection> {
         let (epoch, now) = (self.dial.epoch(), SystemTime::now());
         let open = &mut *self.locked();
-        let alone = wanted == Wanted::Cheapest && self.outstanding() == 0;
-        if alone && let Some(connection) = self.idle(open, epoch, now) {
-            return Some(connection);
-        }
         if wanted != Wanted::Http1 {
             // Dropping our handle lets the connection finish its streams and close.
             open.shared.retain(|shared| {
@@ -702,70 +692,40 @@ impl<D: Dial> Pool<D> {
             });
             let free = |shared: &&Arc<Shared>| shared.has_room(self.settings.streams);
             if let Some(shared) = open.shared.iter().find(free) {
-                if !alone {
-                    open.calm.disturb();
-                } else if open.calm.miss() {
-                    self.tasks.spawn(self.clone().open_beside());
-                }
                 return Some(Connection(Either::Shared(shared.clone())));
             }
         }
-        if wanted == Wanted::Http2 {
-            return None;
-        }
-        self.idle(open, epoch, now)
-    }
-
-    /// An HTTP/1.1 connection that nobody uses.
-    fn idle(&self, open: &mut Open, epoch: u64, now: SystemTime) -> Option<Connection> {
-        let idle_for = self.settings.idle_for;
-        while open
-            .idle
-            .front()
-            .is_some_and(|idle| idle.since.elapsed() > idle_for)
-        {
-            open.idle.pop_front();
-        }
-        // All are looked at only when what they were made with has changed: there may be many.
-        if open.swept != epoch {
-            open.swept = epoch;
-            open.idle.retain(|idle| idle.term.holds(epoch, now));
-        }
-        for last in (0..open.idle.len()).rev() {
-            let idle = &open.idle[last];
-            let lasts = idle.term.holds(epoch, now) && !idle.sender.is_closed();
-            if lasts && !idle.sender.is_ready() {
-                continue;
+        if wanted != Wanted::Http2 {
+            let idle_for = self.settings.idle_for;
+            while open
+                .idle
+                .front()
+                .is_some_and(|idle| idle.since.elapsed() > idle_for)
+            {
+                open.idle.pop_front();
             }
-            let Idle { sender, term, .. } = open.idle.remove(last)?;
-            if lasts {
-                return Some(Connection(Either::Own {
-                    sender,
-                    term,
-                    fresh: false,
-                }));
+            // All are looked at only when what they were made with has changed: there may be many.
+            if open.swept != epoch {
+                open.swept = epoch;
+                open.idle.retain(|idle| idle.term.holds(epoch, now));
+            }
+            for last in (0..open.idle.len()).rev() {
+                let idle = &open.idle[last];
+                let lasts = idle.term.holds(epoch, now) && !idle.sender.is_closed();
+                if lasts && !idle.sender.is_ready() {
+                    continue;
+                }
+                let Idle { sender, term, .. } = open.idle.remove(last)?;
+                if lasts {
+                    return Some(Connection(Either::Own {
+                        sender,
+                        term,
+                        fresh: false,
+                    }));
+                }
             }
         }
         None
-    }
-
-    /// Opens an HTTP/1.1 connection beside the HTTP/2 one. Nobody waits for it: whoever refuses our
-    /// certificate does so before a request is risked on it.
-    async fn open_beside(self: Arc<Self>) {
-        let opened = self.open_now(Wanted::Http1).await;
-        let never = matches!(
-            opened,
-            Err(DialError::Handshake(HandshakeError::NoSharedAlpn))
-        );
-        self.locked().calm.opened(never);
-        match opened {
-            Ok(Connection(Either::Own { sender, term, .. })) => self.give_back(sender, term),
-            // An HTTP/2 connection is kept already.
-            Ok(_) => {}
-            Err(error) => {
-                tracing::debug!(error = %chain(&error), "no HTTP/1.1 connection beside the HTTP/2 one");
-            }
-        }
     }
 
     /// Opens a connection, or shares one that was opened meanwhile.
@@ -774,7 +734,7 @@ impl<D: Dial> Pool<D> {
     /// [`DialError`] says how far it came.
     pub async fn open(self: &Arc<Self>, wanted: Wanted) -> Result<Connection, DialError> {
         let alone =
-            wanted == Wanted::Http1 || (wanted != Wanted::Http2 && self.locked().prefers_http1);
+            wanted == Wanted::Http1 || (wanted == Wanted::Any && self.locked().prefers_http1);
         if alone {
             return self.open_now(wanted).await;
         }
@@ -788,7 +748,7 @@ impl<D: Dial> Pool<D> {
     async fn open_now(self: &Arc<Self>, wanted: Wanted) -> Result<Connection, DialError> {
         let dialed = self.dial.dial(wanted).await?;
         let term = Term::of(&dialed, SystemTime::now());
-        if matches!(wanted, Wanted::Any | Wanted::Cheapest) {
+        if wanted == Wanted::Any {
             self.locked().prefers_http1 = !dialed.http2;
         }
         if dialed.http2 {
@@ -933,16 +893,14 @@ async fn until_over(connection: impl Future<Output = ()>, beside: impl Future<Ou
     }
 }
 
-/// Whether a request may be asked again: an idempotent method (RFC 9110 §9.2.2), and no body.
-#[must_use]
-pub fn may_be_repeated(request: &Request<Upload>) -> bool {
-    request.method().is_idempotent() && request.body().is_end_stream()
-}
-
-/// A request as it could be asked again. The copy shares the header values.
+/// A request as it could be asked again: an idempotent method (RFC 9110 §9.2.2) and no body. The copy shares
+/// the header values.
 #[must_use]
 pub fn repeatable(request: &Request<Upload>) -> Option<Box<Request<Upload>>> {
-    may_be_repeated(request).then(|| Box::new(stream::copy(request).map(|()| Upload::empty())))
+    if !request.method().is_idempotent() || !request.body().is_end_stream() {
+        return None;
+    }
+    Some(Box::new(stream::copy(request).map(|()| Upload::empty())))
 }
 
 /// How often one request is put on a connection at most.

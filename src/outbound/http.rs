@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use futures_util::FutureExt;
-use http::{HeaderValue, Request, Response, StatusCode, Version};
+use http::{HeaderValue, Request, Response, StatusCode};
 use hyper::body::Incoming;
 use tokio::io::{AsyncRead, AsyncWrite};
 
@@ -20,7 +20,7 @@ use crate::serve;
 use crate::session::{Granted, Own, Running, Standing};
 use crate::target;
 use crate::upgrade;
-use crate::upstream::{self, SendError, Wanted};
+use crate::upstream::{SendError, Wanted};
 use crate::worker::Worker;
 
 /// Serves the requests of one connection.
@@ -128,8 +128,6 @@ impl Connection {
             Wanted::spoken_in(version)
         } else if headers::is_grpc(request.headers()) {
             Wanted::Http2
-        } else if version == Version::HTTP_11 && upstream::may_be_repeated(&request) {
-            Wanted::Cheapest
         } else {
             Wanted::Any
         };

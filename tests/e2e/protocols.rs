@@ -707,50 +707,6 @@ async fn any_spiffe_server_may_answer_whatever_it_offers() {
     }
 }
 
-#[tokio::test]
-async fn requests_that_come_one_by_one_take_http1_between_the_sidecars_if_the_peer_speaks_it() {
-    for alpn in [&["h2", "http/1.1"][..], &["h2"]] {
-        let foreign = Foreign::new("auto", alpn, App::http().await).await;
-        let mut one = http1(foreign.connect().await).await.unwrap();
-        let mut two = http2(foreign.connect().await).await.unwrap();
-        let spoken = async |response: hyper::Result<_>| {
-            let answer = Answer::of(response.unwrap()).await.unwrap();
-            let text = answer.text().to_owned();
-            text.split_once(' ').unwrap().0.to_owned()
-        };
-        let mut versions = Vec::new();
-        for _ in 0..300 {
-            let answered = one.send_request(get("/seen")).await;
-            versions.push(spoken(answered).await);
-            // The connection beside is opened while the next ones are answered.
-            if versions.last().is_some_and(|version| version == "HTTP/1.1") {
-                break;
-            }
-        }
-        let (last, before) = versions.split_last().unwrap();
-        assert!(before.len() >= 64, "{before:?}");
-        assert!(before.iter().all(|version| version == "HTTP/2.0"));
-        let http1 = if alpn.contains(&"http/1.1") {
-            "HTTP/1.1"
-        } else {
-            "HTTP/2.0"
-        };
-        assert_eq!(last, http1, "{alpn:?}");
-
-        // What could not be asked again, and what an HTTP/2 application asks, keep to HTTP/2.
-        let post = Request::post("/seen").header(header::HOST, "app.test");
-        let answered = one.send_request(post.body(apps::whole("x")).unwrap()).await;
-        assert_eq!(spoken(answered).await, "HTTP/2.0", "{alpn:?}");
-        let answered = two.send_request(get2("/seen")).await;
-        assert_eq!(spoken(answered).await, "HTTP/2.0", "{alpn:?}");
-        // So does what finds others under way.
-        let held = two.send_request(get2("/events")).await.unwrap();
-        let answered = one.send_request(get("/seen")).await;
-        assert_eq!(spoken(answered).await, "HTTP/2.0", "{alpn:?}");
-        drop(held);
-    }
-}
-
 /// A sidecar `a` whose peer is no Doorward: rustls alone, before the application.
 struct Foreign {
     a: Sidecar,
@@ -770,7 +726,6 @@ impl Foreign {
         let gate = listener.local_addr().unwrap();
         let keys = format!("protocol: {protocol}");
         let mut a = Plan::new("a")
-            .with("workers: 1")
             .outbound(gate, &id("b"), &keys)
             .start(&dirs, &issuer)
             .await;
