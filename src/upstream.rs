@@ -916,8 +916,8 @@ pub const STREAM_WINDOW: u32 = 256 * 1024;
 const STREAMS: u32 = 200;
 /// The longest head of a request or a response that we take, in bytes.
 pub const HEADER_BYTES: u32 = 64 * 1024;
-/// The largest HTTP/2 frame we take, in bytes.
-pub const MAX_FRAME: u32 = 64 * 1024;
+/// The largest HTTP/2 frame we take, in bytes: with its head (RFC 9113 §4.1) it fills four TLS records.
+pub const MAX_FRAME: u32 = 64 * 1024 - 9;
 
 /// A connection that can take a request.
 pub struct Connection(Either);
