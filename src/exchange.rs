@@ -3,6 +3,8 @@
 //! An [`Exchange`] is opened when a request arrives and ends exactly once: when the response has been
 //! passed on to its last byte, or when it no longer can be. Ending writes the audit record and the metrics.
 
+mod coming;
+mod going;
 pub mod plaintext;
 
 use std::convert::Infallible;
@@ -21,12 +23,14 @@ use http::header::{self, CONTENT_LENGTH, CONTENT_TYPE, HeaderValue, UPGRADE};
 use http::{Method, Request, Response, StatusCode};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::Full;
-use hyper::body::Incoming;
 use prometheus::{
     Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
     Registry,
 };
 
+pub use self::coming::Coming;
+pub(crate) use self::going::Going;
+pub use self::going::Passing;
 use crate::audit::{Direction, Record};
 use crate::headers::{self, PROXY_STATUS};
 use crate::limits::{Admitted, Limit, RETRY_AFTER, Requests, Stall};
@@ -34,7 +38,7 @@ use crate::outcome::Outcome;
 use crate::relay::{self, Passed};
 use crate::secrets::{Action, Carried};
 use crate::session::Place;
-use crate::upstream::{Coming, Dial, Lease};
+use crate::upstream::{Dial, Lease};
 
 /// One HTTP request and its response.
 pub struct Exchange {
@@ -221,6 +225,12 @@ impl Exchange {
             Some(why) => Poll::Ready(*why),
             None => Poll::Pending,
         }
+    }
+
+    /// The same for a body, which breaks off then.
+    fn poll_broken_off(&self, flow: Flow, cx: &Context<'_>) -> Poll<BrokenOff> {
+        ready!(self.poll_revoked(flow, cx));
+        self.broken_off().map_or(Poll::Pending, Poll::Ready)
     }
 
     /// Waits for `response`, unless the exchange is revoked before.
@@ -446,7 +456,7 @@ pub enum BrokenOff {
     /// The side it came from failed.
     #[error(transparent)]
     Failed(#[from] hyper::Error),
-    /// The same, on an HTTP/2 connection that we opened.
+    /// The same, on an HTTP/2 connection.
     #[error("the stream broke off")]
     Stream(#[source] h2::Error),
     /// What the exchange stood on is gone.
@@ -476,8 +486,9 @@ impl BrokenOff {
 }
 
 /// How an exchange ends whose caller does not send the request's body to its end.
-fn broken_by_caller(error: &hyper::Error) -> Outcome {
+fn broken_by_caller(error: &BrokenOff) -> Outcome {
     use std::io::ErrorKind::{InvalidData, InvalidInput};
+    // What `Failed` says of its source is what that one says.
     let cause = error.source().and_then(|cause| cause.downcast_ref());
     match cause.map(std::io::Error::kind) {
         Some(InvalidData | InvalidInput) => Outcome::BadRequest,
@@ -489,7 +500,7 @@ fn broken_by_caller(error: &hyper::Error) -> Outcome {
 pub struct Upload(Option<Sending>);
 
 struct Sending {
-    body: Incoming,
+    body: Coming,
     exchange: Arc<Exchange>,
     stall: Option<Box<Stall>>,
 }
@@ -497,7 +508,7 @@ struct Sending {
 impl Upload {
     /// Passes `body` on, counted in `exchange`.
     #[must_use]
-    pub fn new(body: Incoming, exchange: Arc<Exchange>) -> Self {
+    pub fn new(body: Coming, exchange: Arc<Exchange>) -> Self {
         if body.is_end_stream() {
             return Self(None);
         }
@@ -513,14 +524,14 @@ impl Upload {
     pub fn empty() -> Self {
         Self(None)
     }
+}
 
-    /// Completes when it may no longer go on, for whoever waits for other things than the body.
-    pub fn poll_broken_off(&self, cx: &Context<'_>) -> Poll<BrokenOff> {
-        let Some(Sending { exchange, .. }) = &self.0 else {
-            return Poll::Pending;
-        };
-        ready!(exchange.poll_revoked(Flow::Request, cx));
-        exchange.broken_off().map_or(Poll::Pending, Poll::Ready)
+impl Passing for Upload {
+    fn poll_broken_off(&self, cx: &Context<'_>) -> Poll<BrokenOff> {
+        match &self.0 {
+            Some(Sending { exchange, .. }) => exchange.poll_broken_off(Flow::Request, cx),
+            None => Poll::Pending,
+        }
     }
 }
 
@@ -549,8 +560,9 @@ impl Body for Upload {
                 exchange.give_up(Limit::Unsent, Outcome::IdleTimeout);
                 return Poll::Ready(exchange.broken_off().map(Err));
             }
-            ready!(exchange.poll_revoked(Flow::Request, cx));
-            return Poll::Ready(exchange.broken_off().map(Err));
+            return exchange
+                .poll_broken_off(Flow::Request, cx)
+                .map(|why| Some(Err(why)));
         };
         if let Some(stall) = stall {
             stall.came();
@@ -569,7 +581,7 @@ impl Body for Upload {
             // What fails next fails because of it, and not by the other side's fault.
             exchange.revoke(broken_by_caller(error));
         }
-        Poll::Ready(frame.map(|frame| frame.map_err(BrokenOff::Failed)))
+        Poll::Ready(frame)
     }
 
     fn is_end_stream(&self) -> bool {
@@ -641,6 +653,15 @@ impl<D: Dial> Body for Reply<D> {
     }
 }
 
+impl<D: Dial> Passing for Reply<D> {
+    fn poll_broken_off(&self, cx: &Context<'_>) -> Poll<BrokenOff> {
+        match self {
+            Self::Full(_) => Poll::Pending,
+            Self::Stream(download) => download.exchange.poll_broken_off(Flow::Response, cx),
+        }
+    }
+}
+
 impl<D: Dial> fmt::Debug for Reply<D> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Reply")
@@ -673,8 +694,9 @@ impl<D: Dial> Download<D> {
                 exchange.give_up(Limit::Unsent, Outcome::UpstreamTimeout);
                 return Poll::Ready(exchange.broken_off().map(Err));
             }
-            ready!(exchange.poll_revoked(Flow::Response, cx));
-            return Poll::Ready(exchange.broken_off().map(Err));
+            return exchange
+                .poll_broken_off(Flow::Response, cx)
+                .map(|why| Some(Err(why)));
         };
         if let Some(stall) = &mut self.stall {
             stall.came();

@@ -1,5 +1,6 @@
 //! How is one HTTP connection served, from its first request to its goodbye?
 
+mod http2;
 mod kept;
 mod streams;
 pub(crate) mod watched;
@@ -8,7 +9,7 @@ use std::convert::Infallible;
 use std::error::Error as _;
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
@@ -16,23 +17,21 @@ use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt, StreamExt};
 use http::header::{CONNECTION, HeaderValue};
 use http::{Request, Response, StatusCode, Version};
-use http_body::Body;
-use hyper::body::{Bytes, Incoming};
-use hyper::server::conn::http2;
+use hyper::body::Incoming;
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 
+use self::http2::Served;
 use self::kept::Kept;
 use self::streams::Streams;
 pub(crate) use self::watched::Watched;
-use crate::exchange::BrokenOff;
+use crate::exchange::{BrokenOff, Coming, Passing};
 use crate::lifecycle::{Lifecycle, Phase};
 use crate::limits::{Lent, Limit, Tally};
 use crate::listen;
 use crate::outcome::Outcome;
 use crate::session::Running;
-use crate::upstream::{HEADER_BYTES, MAX_FRAME, PING_EVERY, STREAM_WINDOW};
+use crate::upstream::HEADER_BYTES;
 
 /// Limits of one HTTP connection.
 #[derive(Clone, Copy, Debug)]
@@ -97,49 +96,23 @@ pub async fn http<IO, S, F, B>(
 ) -> Outcome
 where
     IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    S: Fn(Request<Incoming>) -> F,
+    S: Fn(Request<Coming>) -> F + Unpin,
     F: Future<Output = Response<B>> + Send + 'static,
-    B: Body<Data = Bytes, Error = BrokenOff> + Unpin + Send + 'static,
+    B: Passing + Send + 'static,
 {
     let limits = bounds.limits;
     let (io, sight) = Watched::new(io, http2, limits);
     let ended = if http2 {
         let streams = Streams::new(limits.stall_timeout, bounds.tally);
-        let service = service_fn(|request| {
-            let taking = streams.begin();
-            // An `async` block would hold the future of the request twice.
-            service(request)
-                .map(|response| Ok::<_, Infallible>(response.map(|body| taking.of(body))))
-        });
-        let connection = http2::Builder::new(streams.clone())
-            .timer(TokioTimer::new())
-            .keep_alive_interval(PING_EVERY * 4)
-            .keep_alive_timeout(PING_EVERY)
-            .initial_stream_window_size(STREAM_WINDOW)
-            .initial_connection_window_size(bounds.credit.bytes())
-            .max_frame_size(MAX_FRAME)
-            .max_concurrent_streams(limits.streams)
-            .max_pending_accept_reset_streams(RESETS)
-            .max_local_error_reset_streams(RESETS)
-            .max_header_list_size(limits.header_bytes)
-            .max_send_buf_size(MAX_FRAME as usize * 4)
-            .auto_date_header(false)
-            .serve_connection(TokioIo::new(io), service);
-        let mut connection = Box::pin(connection);
         let unused = streams.unused(limits.idle_timeout).boxed();
-        drive(
-            connection.as_mut(),
-            Duration::ZERO,
-            lifecycle,
-            lost,
-            running,
-            Some(unused),
-        )
-        .await
+        let connection = Served::new(io, bounds, streams, service);
+        let connection = std::pin::pin!(connection);
+        let linger = Duration::ZERO;
+        drive(connection, linger, lifecycle, lost, running, Some(unused)).await
     } else {
         let service = service_fn(|request: Request<Incoming>| {
             let (version, sight) = (request.version(), &sight);
-            service(request).map(move |mut response| {
+            service(request.map(Coming::Http1)).map(move |mut response| {
                 if response.status() == StatusCode::SWITCHING_PROTOCOLS {
                     sight.upgrade();
                 } else if version != Version::HTTP_2 && lifecycle.phase() >= Phase::Draining {
@@ -213,25 +186,6 @@ impl From<hyper::Result<()>> for Ended {
 trait Goodbye {
     fn poll_end(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Ended>;
     fn goodbye(self: Pin<&mut Self>);
-}
-
-impl<IO, S, B> Goodbye for http2::Connection<IO, S, Streams>
-where
-    S: hyper::service::HttpService<Incoming, ResBody = B>,
-    S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
-    S::Future: Send + 'static,
-    IO: hyper::rt::Read + hyper::rt::Write + Unpin,
-    B: Body + Send + 'static,
-    B::Data: Send,
-    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
-{
-    fn poll_end(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Ended> {
-        Poll::Ready(ready!(self.poll(cx)).into())
-    }
-
-    fn goodbye(self: Pin<&mut Self>) {
-        self.graceful_shutdown();
-    }
 }
 
 /// What may happen to a connection while it serves.
@@ -313,11 +267,6 @@ fn how(error: &hyper::Error) -> Ended {
         Ended::at(Limit::HeaderTime)
     } else if error.is_parse_too_large() {
         Ended::at(Limit::HeaderBytes)
-    } else if let Some(reason) = refused_by_h2(error) {
-        match reason {
-            h2::Reason::ENHANCE_YOUR_CALM => Ended::at(Limit::Frames),
-            _ => Outcome::BadRequest.into(),
-        }
     } else if error.is_parse() {
         Outcome::BadRequest.into()
     } else {
@@ -325,19 +274,8 @@ fn how(error: &hyper::Error) -> Ended {
     }
 }
 
-/// Why h2 itself could not let pass what the other side sent, if that is what ended the connection.
-fn refused_by_h2(error: &hyper::Error) -> Option<h2::Reason> {
-    let cause = error.source()?.downcast_ref::<h2::Error>()?;
-    let ours = cause.is_go_away() && cause.is_library();
-    cause.reason().filter(|_| ours)
-}
-
 /// HTTP/2 requests at once on a connection to us.
 const STREAMS: u32 = 1000;
-
-/// HTTP/2 requests that were taken back before we looked at them, and of such that are wrong, before the
-/// connection is ended (CVE-2023-44487, CVE-2025-8671).
-const RESETS: usize = 100;
 
 /// How long requests under way may go on when their connection has lost its standing.
 pub const FAREWELL: Duration = Duration::from_millis(200);

@@ -4,7 +4,6 @@
 //! plain. What differs is how to [`Dial`]. An HTTP/2 connection is shared by many requests; an HTTP/1.1
 //! connection is lent to one at a time and comes back when the response has been read to its end.
 
-mod coming;
 pub(crate) mod http2;
 mod queue;
 mod stream;
@@ -27,11 +26,10 @@ use hyper_util::rt::TokioIo;
 use prometheus::{IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
 use tokio::io::{AsyncRead, AsyncWrite};
 
-pub use self::coming::Coming;
 pub use self::queue::{Limits, Place, Queue};
 use crate::descriptors;
 use crate::discovery::ResolveError;
-use crate::exchange::{Exchange, Upload};
+use crate::exchange::{Coming, Exchange, Upload};
 use crate::lifecycle::Tasks;
 use crate::limits::{Credit, Limit, Tally};
 use crate::listen;

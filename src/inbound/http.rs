@@ -5,12 +5,11 @@ use std::time::SystemTime;
 
 use futures_util::FutureExt;
 use http::{HeaderValue, Request, Response, StatusCode, Version};
-use hyper::body::Incoming;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::{App, AppProtocol, Connection};
 use crate::audit::Kind;
-use crate::exchange::{self, Exchange, Form, Reply, Upload};
+use crate::exchange::{self, Coming, Exchange, Form, Reply, Upload};
 use crate::headers::{self, Identity};
 use crate::limits::Limit;
 use crate::outcome::Outcome;
@@ -81,7 +80,7 @@ impl From<Outcome> for Refused {
 
 impl Caller {
     /// Answers one request: with the application's response, or with our refusal.
-    async fn answer(self: Arc<Self>, request: Request<Incoming>) -> Response<Reply<App>> {
+    async fn answer(self: Arc<Self>, request: Request<Coming>) -> Response<Reply<App>> {
         let inbound = self.connection.inbound.clone();
         let form = Form::of(&request);
         let Ok(mut record) = inbound
@@ -102,7 +101,7 @@ impl Caller {
     async fn pass_on(
         self: Arc<Self>,
         exchange: &Arc<Exchange>,
-        mut request: Request<Incoming>,
+        mut request: Request<Coming>,
     ) -> Result<Response<Reply<App>>, Refused> {
         let connection = &self.connection;
         let now = SystemTime::now();
@@ -154,7 +153,7 @@ impl Caller {
         &self,
         _permit: &Permit,
         exchange: &Arc<Exchange>,
-        request: Request<Incoming>,
+        request: Request<Coming>,
         spoken: Option<Version>,
     ) -> Result<Response<Reply<App>>, Refused> {
         let inbound = &self.connection.inbound;
@@ -184,7 +183,7 @@ impl Caller {
         self: Arc<Self>,
         _permit: &Permit,
         exchange: &Arc<Exchange>,
-        mut request: Request<Incoming>,
+        mut request: Request<Coming>,
         asked: Asked,
         protocol: HeaderValue,
     ) -> Result<Response<Reply<App>>, Refused> {
@@ -236,7 +235,7 @@ impl Caller {
 }
 
 /// What a request asks for, as policy sees it.
-fn asked(request: &Request<Incoming>, as_written: bool) -> Result<Asked, Outcome> {
+fn asked(request: &Request<Coming>, as_written: bool) -> Result<Asked, Outcome> {
     let authority = target::check(request)?;
     let written = request.uri().path();
     let path = match path::decided(written) {

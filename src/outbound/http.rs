@@ -6,12 +6,11 @@ use std::time::SystemTime;
 
 use futures_util::FutureExt;
 use http::{HeaderValue, Request, Response, StatusCode};
-use hyper::body::Incoming;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::{Connection, Route, passed_through};
 use crate::audit::Kind;
-use crate::exchange::{self, Exchange, Form, Meter, Reply, Upload};
+use crate::exchange::{self, Coming, Exchange, Form, Meter, Reply, Upload};
 use crate::headers;
 use crate::identity::SpiffeId;
 use crate::limits::{Limit, Tally};
@@ -53,7 +52,7 @@ impl Front<'_> {
     pub(super) async fn serve<IO, S, F>(self, stream: IO, http2: bool, service: S)
     where
         IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-        S: Fn(Request<Incoming>) -> F,
+        S: Fn(Request<Coming>) -> F + Unpin,
         F: Future<Output = Response<Reply<Route>>> + Send + 'static,
     {
         let session = self.meter.session(exchange::Kind::Http);
@@ -82,7 +81,7 @@ impl Connection {
     /// Answers one request: with the peer's response, or with our refusal.
     pub(super) async fn answer(
         self: Arc<Self>,
-        request: Request<Incoming>,
+        request: Request<Coming>,
     ) -> Response<Reply<Route>> {
         let outbound = &self.outbound;
         let form = Form::of(&request);
@@ -100,7 +99,7 @@ impl Connection {
     async fn pass_on(
         self: &Arc<Self>,
         exchange: &Arc<Exchange>,
-        mut request: Request<Incoming>,
+        mut request: Request<Coming>,
     ) -> Result<Response<Reply<Route>>, Outcome> {
         headers::check_request(request.headers())?;
         target::check(&request)?;
@@ -146,7 +145,7 @@ impl Connection {
     async fn upgrade(
         self: &Arc<Self>,
         exchange: &Arc<Exchange>,
-        mut request: Request<Incoming>,
+        mut request: Request<Coming>,
         protocol: HeaderValue,
     ) -> Result<Response<Reply<Route>>, Outcome> {
         let asking = hyper::upgrade::on(&mut request);

@@ -35,7 +35,6 @@ use std::time::Duration;
 use ::http::uri::Authority;
 use ::http::{Request, Response};
 use futures_util::future::join_all;
-use hyper::body::Incoming;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
@@ -44,7 +43,7 @@ use super::routes::{self, Candidates, Located, Table, Unlocated};
 use super::{Connection, Outbound, Route, Settings, tcp};
 use crate::audit::{Direction, Kind, Verdict};
 use crate::discovery::{Addresses, ResolveError};
-use crate::exchange::{self, Exchange, Form, Reply};
+use crate::exchange::{self, Coming, Exchange, Form, Reply};
 use crate::intercept::Otherwise;
 use crate::intercepted::Doorstep;
 use crate::lifecycle::Tasks;
@@ -402,14 +401,14 @@ struct Routed {
 }
 
 impl Routed {
-    async fn answer(self: Arc<Self>, request: Request<Incoming>) -> Response<Reply<Route>> {
+    async fn answer(self: Arc<Self>, request: Request<Coming>) -> Response<Reply<Route>> {
         match self.route(&request).await {
             Ok(connection) => connection.answer(request).await,
             Err(outcome) => self.refuse(&request, outcome),
         }
     }
 
-    async fn route(&self, request: &Request<Incoming>) -> Result<Arc<Connection>, Outcome> {
+    async fn route(&self, request: &Request<Coming>) -> Result<Arc<Connection>, Outcome> {
         let host = target::check(request)?;
         let name = host.as_ref().and_then(name_of);
         let (port, intercepted) = (self.arrived.destination.port(), &self.intercepted);
@@ -430,7 +429,7 @@ impl Routed {
     }
 
     /// Refuses a request that no entry takes.
-    fn refuse(&self, request: &Request<Incoming>, outcome: Outcome) -> Response<Reply<Route>> {
+    fn refuse(&self, request: &Request<Coming>, outcome: Outcome) -> Response<Reply<Route>> {
         let doorstep = &self.intercepted.doorstep;
         let form = Form::of(request);
         let facts = doorstep.facts(self.arrived.source, Some(self.arrived.destination));

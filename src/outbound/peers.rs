@@ -23,15 +23,14 @@ use super::retry::{self, Budget};
 use super::tunnels::{Carried, Sharing, Tunnels};
 use super::{Destination, Route, Settings, Way};
 use crate::discovery::Addresses;
-use crate::exchange::{Exchange, Upload};
+use crate::exchange::{Coming, Exchange, Upload};
 use crate::lifecycle::Tasks;
 use crate::live::Live;
 use crate::outcome::Outcome;
 use crate::session::Standing;
 use crate::telemetry::chain;
 use crate::upstream::{
-    self, Again, Busy, Coming, Connection, Dial, DialError, Lease, Pool, Queue, Refused, SendError,
-    Wanted,
+    self, Again, Busy, Connection, Dial, DialError, Lease, Pool, Queue, Refused, SendError, Wanted,
 };
 use crate::worker::Worker;
 

@@ -1,28 +1,30 @@
-//! Is an HTTP/2 response taken by whoever asked for it? One that is not is reset, and the others go on.
+//! How is one HTTP/2 request answered? Each has a task of its own: whoever takes a response slowly, or sends a
+//! request slowly, holds up none of the others.
 //!
-//! hyper waits for credit without asking anybody else, for as long as the other side gives none. So its
-//! futures run under watch here, and bodies tell when they are the ones who wait.
+//! A response that is not taken by whoever asked for it is reset, and the others go on.
 
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use http_body::{Body, Frame, SizeHint};
-use hyper::rt::Executor;
+use bytes::Bytes;
+use h2::Reason;
+use h2::server::SendResponse;
+use http::Response;
+use http::header::{CONTENT_LENGTH, HeaderValue};
 use pin_project_lite::pin_project;
 
+use crate::exchange::{Going, Passing};
 use crate::limits::{Limit, Stall, Tally};
 
-/// Runs the streams of one connection.
+/// The streams of one connection.
 #[derive(Clone, Debug)]
 pub(super) struct Streams {
     timeout: Duration,
     tally: Tally,
-    /// Of the stream that has begun and is not running yet: hyper runs each right after it asked for it.
-    begun: Arc<Mutex<Option<Arc<Progress>>>>,
     load: Arc<Load>,
 }
 
@@ -35,21 +37,11 @@ struct Load {
     open: AtomicUsize,
 }
 
-/// How far a response is.
-#[derive(Debug, Default)]
-struct Progress {
-    /// The last that was done was to give something to be sent.
-    given: AtomicBool,
-    /// How often.
-    times: AtomicU64,
-}
-
 impl Streams {
     pub(super) fn new(timeout: Duration, tally: &Tally) -> Self {
         Self {
             timeout,
             tally: tally.clone(),
-            begun: Arc::default(),
             load: Arc::default(),
         }
     }
@@ -70,25 +62,16 @@ impl Streams {
         }
     }
 
-    /// A request has come.
-    pub(super) fn begin(&self) -> Taking {
+    /// Answers a request with what `answer` makes of it.
+    pub(super) fn answer<F, B>(&self, answer: F, respond: SendResponse<Bytes>)
+    where
+        F: Future<Output = Response<B>> + Send + 'static,
+        B: Passing + Send + 'static,
+    {
         self.load.requests.fetch_add(1, Ordering::Relaxed);
-        let progress = Arc::<Progress>::default();
-        *self.begun.lock().unwrap_or_else(PoisonError::into_inner) = Some(progress.clone());
-        Taking(progress)
-    }
-}
-
-impl<F> Executor<F> for Streams
-where
-    F: Future + Send + 'static,
-    F::Output: Send,
-{
-    fn execute(&self, stream: F) {
-        let mut begun = self.begun.lock().unwrap_or_else(PoisonError::into_inner);
-        tokio::spawn(Watched {
-            stream,
-            progress: begun.take().unwrap_or_default(),
+        tokio::spawn(Stream {
+            respond,
+            stage: Stage::Asked { answer },
             stall: Stall::new(self.timeout),
             tally: self.tally.clone(),
             _carried: Carried::new(self.load.clone()),
@@ -97,33 +80,87 @@ where
 }
 
 pin_project! {
-    /// A stream under watch. Dropping it resets the stream.
-    struct Watched<F> {
+    /// A request and its response. Dropping it resets the stream, unless all has been said on it.
+    struct Stream<F, B> {
+        respond: SendResponse<Bytes>,
         #[pin]
-        stream: F,
-        progress: Arc<Progress>,
+        stage: Stage<F, B>,
         stall: Stall,
         tally: Tally,
         _carried: Carried,
     }
 }
 
-impl<F: Future> Future for Watched<F> {
+pin_project! {
+    /// How far it is.
+    #[project = StageProjected]
+    enum Stage<F, B> {
+        Asked {
+            #[pin]
+            answer: F,
+        },
+        Answered {
+            body: Going<B>,
+        },
+    }
+}
+
+impl<F, B> Future for Stream<F, B>
+where
+    F: Future<Output = Response<B>>,
+    B: Passing,
+{
     type Output = ();
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        let this = self.project();
-        if this.stream.poll(cx).is_ready() {
-            return Poll::Ready(());
+        let mut this = self.project();
+        loop {
+            match this.stage.as_mut().project() {
+                StageProjected::Asked { answer } => {
+                    let Poll::Ready(response) = answer.poll(cx) else {
+                        // Whoever takes a request back waits for no answer.
+                        return this.respond.poll_reset(cx).map(drop);
+                    };
+                    match begin(this.respond, response) {
+                        Some(body) => this.stage.set(Stage::Answered { body }),
+                        None => return Poll::Ready(()),
+                    }
+                }
+                StageProjected::Answered { body } => {
+                    if body.poll(cx).is_ready() {
+                        return Poll::Ready(());
+                    }
+                    if !body.waits_for_room() {
+                        this.stall.rest();
+                        return Poll::Pending;
+                    }
+                    ready!(this.stall.poll(cx, body.taken()));
+                    this.tally.hit(Limit::Unread);
+                    return Poll::Ready(());
+                }
+            }
         }
-        if !this.progress.given.load(Ordering::Relaxed) {
-            this.stall.rest();
-            return Poll::Pending;
+    }
+}
+
+/// Sends the head of `response`. Returns what is to follow it.
+fn begin<B: Passing>(respond: &mut SendResponse<Bytes>, response: Response<B>) -> Option<Going<B>> {
+    let (mut head, body) = response.into_parts();
+    let bodiless = body.is_end_stream();
+    let length = body.size_hint().exact().filter(|_| !bodiless);
+    if let Some(length) = length
+        && !head.headers.contains_key(CONTENT_LENGTH)
+    {
+        head.headers
+            .insert(CONTENT_LENGTH, HeaderValue::from(length));
+    }
+    match respond.send_response(Response::from_parts(head, ()), bodiless) {
+        Ok(stream) => (!bodiless).then(|| Going::new(stream, body)),
+        Err(error) => {
+            tracing::debug!(%error, "no response could be sent");
+            respond.send_reset(Reason::INTERNAL_ERROR);
+            None
         }
-        let times = this.progress.times.load(Ordering::Relaxed);
-        this.stall
-            .poll(cx, times)
-            .map(|()| this.tally.hit(Limit::Unread))
     }
 }
 
@@ -140,52 +177,5 @@ impl Carried {
 impl Drop for Carried {
     fn drop(&mut self) {
         self.0.open.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-/// What is to be told of one response.
-#[derive(Debug)]
-pub(super) struct Taking(Arc<Progress>);
-
-impl Taking {
-    /// A body that tells.
-    pub(super) fn of<B>(self, body: B) -> Told<B> {
-        Told {
-            body,
-            progress: self.0,
-        }
-    }
-}
-
-/// A body that tells who waits for whom.
-#[derive(Debug)]
-pub(super) struct Told<B> {
-    body: B,
-    progress: Arc<Progress>,
-}
-
-impl<B: Body + Unpin> Body for Told<B> {
-    type Data = B::Data;
-    type Error = B::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
-        let frame = Pin::new(&mut self.body).poll_frame(cx);
-        let given = frame.is_ready();
-        self.progress.given.store(given, Ordering::Relaxed);
-        if given {
-            self.progress.times.fetch_add(1, Ordering::Relaxed);
-        }
-        frame
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
     }
 }

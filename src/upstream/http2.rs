@@ -80,7 +80,7 @@ where
         let pings = self.connection.ping_pong();
         // Polled only when it has woken: the connection is polled for every frame.
         let mut silence = FuturesUnordered::new();
-        silence.extend(pings.map(|pings| silent(pings, self.life)));
+        silence.extend(pings.map(|pings| silent(pings, self.life, PING_EVERY)));
         tokio::select! {
             biased;
             ended = self.connection => Ok(ended?),
@@ -113,12 +113,12 @@ impl Broken {
 }
 
 /// Completes when a PING is not answered, and nothing else comes, for [`PING_EVERY`]. One is sent when nothing
-/// has come for as long.
-async fn silent(mut pings: PingPong, life: Arc<Life>) {
+/// has come for `quiet`.
+pub(crate) async fn silent(mut pings: PingPong, life: Arc<Life>, quiet: Duration) {
     loop {
-        let quiet = life.last() + PING_EVERY;
-        if Instant::now() < quiet {
-            sleep_until(quiet).await;
+        let due = life.last() + quiet;
+        if Instant::now() < due {
+            sleep_until(due).await;
             continue;
         }
         let mut pong = std::pin::pin!(pings.ping(Ping::opaque()));
@@ -141,7 +141,7 @@ async fn silent(mut pings: PingPong, life: Arc<Life>) {
 }
 
 /// When the other side was last heard of.
-struct Life {
+pub(crate) struct Life {
     began: Instant,
     /// Milliseconds since.
     last: AtomicU64,
@@ -198,6 +198,17 @@ pub(crate) struct Heard<Io> {
 }
 
 impl<Io> Heard<Io> {
+    /// Tells nobody of the first reading.
+    pub(crate) fn only(io: Io) -> (Self, Arc<Life>) {
+        let life = Arc::new(Life::new());
+        let heard = Self {
+            io,
+            life: life.clone(),
+            tell: None,
+        };
+        (heard, life)
+    }
+
     fn new(io: Io, life: Arc<Life>) -> (Self, oneshot::Receiver<Result<(), HandshakeError>>) {
         let (tell, told) = oneshot::channel();
         let tell = Some(tell);

@@ -8,16 +8,14 @@ use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
-use bytes::Bytes;
+use h2::Reason;
 use h2::client::ResponseFuture;
-use h2::{Reason, SendStream};
 use http::header::{CONTENT_LENGTH, HeaderValue};
 use http::{Method, Request, Response};
 use http_body::Body;
 
-use super::coming::Coming;
 use super::http2::Sender;
-use crate::exchange::{BrokenOff, Upload};
+use crate::exchange::{Coming, Going, Upload};
 use crate::lifecycle::Tasks;
 
 /// A request that got no response.
@@ -40,7 +38,12 @@ pub(super) fn send(mut sender: Sender, mut request: Request<Upload>, tasks: &Tas
     let state = match sender.send_request(Request::from_parts(head, ()), bodiless) {
         Ok((response, _)) if bodiless => State::Waiting(response),
         Ok((response, stream)) => {
-            State::Going(response, Box::new(Going::new(sender, stream, body)))
+            let up = Up {
+                opening: Some(sender),
+                going: Going::new(stream, body),
+                gone: false,
+            };
+            State::Going(response, Box::new(up))
         }
         Err(error) => State::Unsent(Some((error, body))),
     };
@@ -57,7 +60,7 @@ pub(super) struct Sending<'a> {
 
 enum State {
     Waiting(ResponseFuture),
-    Going(ResponseFuture, Box<Going>),
+    Going(ResponseFuture, Box<Up>),
     Unsent(Option<(h2::Error, Upload)>),
     Done,
 }
@@ -68,10 +71,10 @@ impl Future for Sending<'_> {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let answered = match &mut self.state {
             State::Waiting(response) => ready!(Pin::new(response).poll(cx)),
-            State::Going(response, going) => {
-                if !going.gone {
+            State::Going(response, up) => {
+                if !up.gone {
                     // It may be answered all the same.
-                    let _ = going.poll(cx);
+                    let _ = up.poll(cx);
                 }
                 ready!(Pin::new(response).poll(cx))
             }
@@ -87,16 +90,16 @@ impl Future for Sending<'_> {
         };
         let state = std::mem::replace(&mut self.state, State::Done);
         Poll::Ready(match (answered, state) {
-            (Ok(response), State::Going(_, mut going)) => {
-                if !going.gone {
-                    self.tasks.spawn(poll_fn(move |cx| going.poll(cx)));
+            (Ok(response), State::Going(_, mut up)) => {
+                if !up.gone {
+                    self.tasks.spawn(poll_fn(move |cx| up.poll(cx)));
                 }
-                Ok(Coming::on_stream(response))
+                Ok(Coming::of_response(response))
             }
-            (Ok(response), _) => Ok(Coming::on_stream(response)),
+            (Ok(response), _) => Ok(Coming::of_response(response)),
             (Err(error), state) => {
                 let body = match state {
-                    State::Going(_, going) => (!going.begun).then_some(going.body),
+                    State::Going(_, up) => (up.going.taken() == 0).then(|| up.going.into_body()),
                     _ => Some(Upload::empty()),
                 };
                 let body = body.filter(|_| is_unprocessed(&error));
@@ -151,120 +154,25 @@ pub(super) fn is_refused(error: &h2::Error) -> bool {
 }
 
 /// A request's body on its way up.
-struct Going {
+struct Up {
     /// Until the other side takes the stream.
     opening: Option<Sender>,
-    stream: SendStream<Bytes>,
-    body: Upload,
-    /// Waits for room, and whether it is the last.
-    held: Option<(Bytes, bool)>,
-    /// Something of the body has been taken.
-    begun: bool,
+    going: Going<Upload>,
     /// There is nothing more to do.
     gone: bool,
 }
 
-impl Going {
-    fn new(sender: Sender, stream: SendStream<Bytes>, body: Upload) -> Self {
-        Self {
-            opening: Some(sender),
-            stream,
-            body,
-            held: None,
-            begun: false,
-            gone: false,
-        }
-    }
-
+impl Up {
     /// Completes when all of it has been given to the connection, or nothing more can be.
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let ended = ready!(self.poll_going(cx));
-        self.gone = true;
-        if let Err(Stopped::Broken(error)) = ended {
-            self.stream.send_reset(error.reset());
-        }
-        Poll::Ready(())
-    }
-
-    fn poll_going(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Stopped>> {
         if let Some(sender) = &mut self.opening {
             // The other side may take no more streams now: then nothing is asked of whoever sends the body.
             // That it takes none after this one is no error of this one.
             let _ = ready!(sender.poll_ready(cx));
             self.opening = None;
         }
-        loop {
-            if self.stream.poll_reset(cx)?.is_ready() {
-                return Poll::Ready(Err(Stopped::Refused));
-            }
-            if self.held.is_some() {
-                while self.stream.capacity() == 0 {
-                    match self.stream.poll_capacity(cx) {
-                        Poll::Ready(Some(room)) => drop(room?),
-                        Poll::Ready(None) => return Poll::Ready(Err(Stopped::Refused)),
-                        // Nobody asks the body meanwhile whether it may still go.
-                        Poll::Pending => {
-                            return self.body.poll_broken_off(cx).map(|why| Err(why.into()));
-                        }
-                    }
-                }
-            }
-            if let Some((data, last)) = self.held.take() {
-                self.stream.send_data(data, last)?;
-                if last {
-                    return Poll::Ready(Ok(()));
-                }
-            }
-            let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
-            self.begun = true;
-            let Some(frame) = frame.transpose()? else {
-                self.stream.send_data(Bytes::new(), true)?;
-                return Poll::Ready(Ok(()));
-            };
-            match frame.into_data() {
-                Ok(data) => {
-                    // A claim on the room of the whole connection is made only for what is there, and the
-                    // smallest: what is to be sent counts once it is sent.
-                    self.stream.reserve_capacity(usize::from(!data.is_empty()));
-                    let last = self.body.is_end_stream();
-                    if data.is_empty() {
-                        self.stream.send_data(data, last)?;
-                        if last {
-                            return Poll::Ready(Ok(()));
-                        }
-                    } else {
-                        self.held = Some((data, last));
-                    }
-                }
-                Err(frame) => {
-                    if let Ok(trailers) = frame.into_trailers() {
-                        self.stream.reserve_capacity(0);
-                        self.stream.send_trailers(trailers)?;
-                        return Poll::Ready(Ok(()));
-                    }
-                }
-            }
-        }
-    }
-}
-
-/// Why a body does not go up to its end.
-enum Stopped {
-    /// The other side wants no more of it, or is gone.
-    Refused,
-    /// It broke off.
-    Broken(BrokenOff),
-}
-
-impl From<h2::Error> for Stopped {
-    fn from(_: h2::Error) -> Self {
-        // The response says the same.
-        Self::Refused
-    }
-}
-
-impl From<BrokenOff> for Stopped {
-    fn from(why: BrokenOff) -> Self {
-        Self::Broken(why)
+        ready!(self.going.poll(cx));
+        self.gone = true;
+        Poll::Ready(())
     }
 }

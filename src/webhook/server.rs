@@ -9,12 +9,12 @@ use futures_util::FutureExt;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::combinators::MapErr;
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
-use hyper::body::{Body as _, Incoming};
+use hyper::body::Body as _;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::callers::{Caller, Callers};
 use super::reviewer::Reviewer;
-use crate::exchange::BrokenOff;
+use crate::exchange::{BrokenOff, Coming, Passing};
 use crate::lifecycle::Lifecycle;
 use crate::limits::{Credit, Handshakes, Limit, Tally};
 use crate::listen::{Source, Stream};
@@ -134,7 +134,7 @@ impl Server {
     async fn answer(
         self: Arc<Self>,
         caller: Arc<Caller>,
-        request: Request<Incoming>,
+        request: Request<Coming>,
     ) -> Response<Reply> {
         let began = Instant::now();
         match self.read(&caller, request).await {
@@ -159,7 +159,7 @@ impl Server {
     }
 
     /// The whole of a review, in JSON.
-    async fn read(&self, caller: &Caller, request: Request<Incoming>) -> Result<Bytes, Refusal> {
+    async fn read(&self, caller: &Caller, request: Request<Coming>) -> Result<Bytes, Refusal> {
         if request.uri().path() != PATH {
             return Err(Refusal::Path);
         }
@@ -248,6 +248,9 @@ impl Refusal {
 }
 
 type Reply = MapErr<Full<Bytes>, fn(Infallible) -> BrokenOff>;
+
+/// It is whole from the beginning: nothing breaks it off.
+impl Passing for Reply {}
 
 fn response(
     status: StatusCode,
