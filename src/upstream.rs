@@ -42,6 +42,10 @@ use crate::telemetry::asked::AskedGauges;
 use crate::telemetry::chain;
 use crate::tls::HandshakeError;
 
+/// A request on its way to the other side. It is large, and goes through many hands: moved as it is, it would
+/// be most of the future of an exchange, in each of them.
+pub type Asking = Box<Request<Upload>>;
+
 /// How to reach the one place that a pool leads to.
 pub trait Dial: Send + Sync + 'static {
     /// The stream it opens.
@@ -557,7 +561,7 @@ impl<D: Dial> Pool<D> {
     /// [`SendError`] tells whether it may have been received.
     pub async fn send(
         self: &Arc<Self>,
-        mut request: Request<Upload>,
+        mut request: Asking,
         wanted: Wanted,
         exchange: &Arc<Exchange>,
     ) -> Result<(Response<Coming>, Lease<D>), SendError> {
@@ -574,7 +578,7 @@ impl<D: Dial> Pool<D> {
                 Err(Refused {
                     again: Some(unsent),
                     ..
-                }) if attempt < ATTEMPTS => request = *unsent,
+                }) if attempt < ATTEMPTS => request = unsent,
                 Err(Refused { error, .. }) => return Err(error),
             }
         }
@@ -587,7 +591,7 @@ impl<D: Dial> Pool<D> {
     pub async fn send_on(
         self: &Arc<Self>,
         connection: Connection,
-        mut request: Request<Upload>,
+        mut request: Asking,
         exchange: &Arc<Exchange>,
     ) -> Result<(Response<Coming>, Lease<D>), Refused> {
         let busy = self.busy();
@@ -597,7 +601,7 @@ impl<D: Dial> Pool<D> {
                 target::address(&mut request, true, self.dial.scheme()).map_err(SendError::from)?;
                 let sender = shared.sender.clone();
                 let slot = Slot::take(shared);
-                match stream::send(sender, request, &self.tasks).await {
+                match stream::send(sender, *request, &self.tasks).await {
                     Ok(response) => Ok((response, Lease::new(Lent::Stream(slot), busy))),
                     Err(unanswered) => {
                         slot.tell(&unanswered.error);
@@ -617,7 +621,7 @@ impl<D: Dial> Pool<D> {
                 target::address(&mut request, false, self.dial.scheme())
                     .map_err(SendError::from)?;
                 let again = (!fresh).then(|| repeatable(&request)).flatten();
-                match sender.try_send_request(request).await {
+                match sender.try_send_request(*request).await {
                     Ok(response) => {
                         let lent = Lent::Connection(sender, term, self.clone());
                         Ok((response.map(Coming::Http1), Lease::new(lent, busy)))
@@ -637,7 +641,7 @@ impl<D: Dial> Pool<D> {
     /// As [`Pool::send`].
     pub async fn send_alone(
         &self,
-        request: Request<Upload>,
+        request: Asking,
         exchange: &Arc<Exchange>,
     ) -> Result<(Response<Coming>, Option<Standing>), SendError> {
         let dialed = self.dial.dial(Wanted::Http1).await?;
@@ -651,7 +655,7 @@ impl<D: Dial> Pool<D> {
     pub async fn send_alone_on(
         &self,
         dialed: Dialed<D::Io>,
-        mut request: Request<Upload>,
+        mut request: Asking,
         exchange: &Arc<Exchange>,
     ) -> Result<(Response<Coming>, Option<Standing>), SendError> {
         let term = Term::of(&dialed, SystemTime::now());
@@ -664,7 +668,7 @@ impl<D: Dial> Pool<D> {
         self.tasks.spawn(term.keep(connection.with_upgrades()));
         target::address(&mut request, false, self.dial.scheme())?;
         let response = sender
-            .send_request(request)
+            .send_request(*request)
             .await
             .map_err(SendError::Exchange)?;
         Ok((response.map(Coming::Http1), standing))
@@ -894,7 +898,7 @@ async fn until_over(connection: impl Future<Output = ()>, beside: impl Future<Ou
 /// A request as it could be asked again: an idempotent method (RFC 9110 §9.2.2) and no body. The copy shares
 /// the header values.
 #[must_use]
-pub fn repeatable(request: &Request<Upload>) -> Option<Box<Request<Upload>>> {
+pub fn repeatable(request: &Request<Upload>) -> Option<Asking> {
     if !request.method().is_idempotent() || !request.body().is_end_stream() {
         return None;
     }
@@ -944,7 +948,7 @@ pub struct Refused {
     /// Why.
     pub error: SendError,
     /// The request, if the other side has certainly not received it, or it may be asked again.
-    pub again: Option<Box<Request<Upload>>>,
+    pub again: Option<Asking>,
 }
 
 impl From<SendError> for Refused {

@@ -19,7 +19,7 @@ use crate::session::{Asked, Grant, Granted, Own, Running};
 use crate::target;
 use crate::telemetry::chain;
 use crate::upgrade;
-use crate::upstream::{SendError, Wanted};
+use crate::upstream::{Asking, SendError, Wanted};
 
 /// Serves the requests of one connection.
 pub(super) async fn serve<IO>(connection: Box<Connection>, stream: IO, http2: bool)
@@ -92,6 +92,8 @@ impl Caller {
         };
         record.request(&request);
         let exchange = Exchange::open(inbound.meter.clone(), record);
+        let request = request.map(|body| Upload::new(body, exchange.clone()));
+        let request = Box::new(request);
         match self.pass_on(&exchange, request).await {
             Ok(response) => response,
             Err(Refused(outcome)) => exchange.refuse(outcome, form),
@@ -101,7 +103,7 @@ impl Caller {
     async fn pass_on(
         self: Arc<Self>,
         exchange: &Arc<Exchange>,
-        mut request: Request<Coming>,
+        mut request: Asking,
     ) -> Result<Response<Reply<App>>, Refused> {
         let connection = &self.connection;
         let now = SystemTime::now();
@@ -153,7 +155,7 @@ impl Caller {
         &self,
         _permit: &Permit,
         exchange: &Arc<Exchange>,
-        request: Request<Coming>,
+        request: Asking,
         spoken: Option<Version>,
     ) -> Result<Response<Reply<App>>, Refused> {
         let inbound = &self.connection.inbound;
@@ -165,7 +167,6 @@ impl Caller {
                 None => headers::is_grpc(request.headers()),
             },
         };
-        let request = request.map(|body| Upload::new(body, exchange.clone()));
         let wanted = if http2 { Wanted::Http2 } else { Wanted::Http1 };
         let answer = std::pin::pin!(self.connection.app.send(request, wanted, exchange));
         match exchange.unless_revoked(answer).await? {
@@ -183,14 +184,13 @@ impl Caller {
         self: Arc<Self>,
         _permit: &Permit,
         exchange: &Arc<Exchange>,
-        mut request: Request<Coming>,
+        mut request: Asking,
         asked: Asked,
         protocol: HeaderValue,
     ) -> Result<Response<Reply<App>>, Refused> {
         let inbound = self.connection.inbound.clone();
-        let theirs = hyper::upgrade::on(&mut request);
+        let theirs = hyper::upgrade::on(&mut *request);
         headers::set_upgrade(request.headers_mut(), protocol);
-        let request = request.map(|body| Upload::new(body, exchange.clone()));
         let answered = {
             let answer = std::pin::pin!(self.connection.app.send_alone(request, exchange));
             exchange.unless_revoked(answer).await?
@@ -235,7 +235,7 @@ impl Caller {
 }
 
 /// What a request asks for, as policy sees it.
-fn asked(request: &Request<Coming>, as_written: bool) -> Result<Asked, Outcome> {
+fn asked(request: &Request<Upload>, as_written: bool) -> Result<Asked, Outcome> {
     let authority = target::check(request)?;
     let written = request.uri().path();
     let path = match path::decided(written) {
@@ -261,6 +261,6 @@ mod tests {
             size_of::<F>()
         }
         let bytes = size(Caller::answer);
-        assert!(bytes <= 4096, "the future of a request has {bytes} bytes");
+        assert!(bytes <= 2560, "the future of a request has {bytes} bytes");
     }
 }

@@ -19,7 +19,7 @@ use crate::serve;
 use crate::session::{Granted, Own, Running, Standing};
 use crate::target;
 use crate::upgrade;
-use crate::upstream::{SendError, Wanted};
+use crate::upstream::{Asking, SendError, Wanted};
 use crate::worker::Worker;
 
 /// Serves the requests of one connection.
@@ -90,6 +90,8 @@ impl Connection {
         };
         record.request(&request);
         let exchange = Exchange::open(outbound.meter.clone(), record);
+        let request = request.map(|body| Upload::new(body, exchange.clone()));
+        let request = Box::new(request);
         match self.pass_on(&exchange, request).await {
             Ok(response) => response,
             Err(outcome) => exchange.refuse(outcome, form),
@@ -99,7 +101,7 @@ impl Connection {
     async fn pass_on(
         self: &Arc<Self>,
         exchange: &Arc<Exchange>,
-        mut request: Request<Coming>,
+        mut request: Asking,
     ) -> Result<Response<Reply<Route>>, Outcome> {
         headers::check_request(request.headers())?;
         target::check(&request)?;
@@ -121,7 +123,6 @@ impl Connection {
         if let Some(protocol) = upgrade {
             return Box::pin(self.upgrade(exchange, request, protocol)).await;
         }
-        let request = request.map(|body| Upload::new(body, exchange.clone()));
         let wanted = if self.outbound.is_plain() {
             // What the application would speak without us.
             Wanted::spoken_in(version)
@@ -145,12 +146,11 @@ impl Connection {
     async fn upgrade(
         self: &Arc<Self>,
         exchange: &Arc<Exchange>,
-        mut request: Request<Coming>,
+        mut request: Asking,
         protocol: HeaderValue,
     ) -> Result<Response<Reply<Route>>, Outcome> {
-        let asking = hyper::upgrade::on(&mut request);
+        let asking = hyper::upgrade::on(&mut *request);
         headers::set_upgrade(request.headers_mut(), protocol);
-        let request = request.map(|body| Upload::new(body, exchange.clone()));
         let answer = std::pin::pin!(self.peers.send_alone(request, exchange));
         let (mut response, standing) = match exchange.unless_revoked(answer).await? {
             Ok(answered) => answered,
@@ -214,6 +214,6 @@ mod tests {
             size_of::<F>()
         }
         let bytes = size(Connection::answer);
-        assert!(bytes <= 4200, "the future of a request has {bytes} bytes");
+        assert!(bytes <= 2560, "the future of a request has {bytes} bytes");
     }
 }

@@ -30,7 +30,8 @@ use crate::outcome::Outcome;
 use crate::session::Standing;
 use crate::telemetry::chain;
 use crate::upstream::{
-    self, Again, Busy, Connection, Dial, DialError, Lease, Pool, Queue, Refused, SendError, Wanted,
+    self, Again, Asking, Busy, Connection, Dial, DialError, Lease, Pool, Queue, Refused, SendError,
+    Wanted,
 };
 use crate::worker::Worker;
 
@@ -223,7 +224,7 @@ impl Peers {
     /// As [`Pool::send`]; of several addresses that could not be connected to, the last one's.
     pub(super) async fn send(
         &self,
-        mut request: Request<Upload>,
+        mut request: Asking,
         wanted: Wanted,
         exchange: &Arc<Exchange>,
     ) -> Result<Answered, SendError> {
@@ -271,7 +272,7 @@ impl Peers {
                     if let SendError::Unprocessed(_) = error {
                         instance = self.after_refusal(instance, error)?;
                     }
-                    request = *unsent;
+                    request = unsent;
                     continue;
                 }
                 Ok(Err(Refused { error, .. })) => match error {
@@ -300,7 +301,7 @@ impl Peers {
                 return ended;
             }
             self.metrics.retried(&self.service, why);
-            (request, instance) = (*spare, other);
+            (request, instance) = (spare, other);
         }
     }
 
@@ -324,7 +325,7 @@ impl Peers {
     }
 
     /// What to send elsewhere should it not be answered.
-    fn spare(&self, request: &Request<Upload>) -> Option<Box<Request<Upload>>> {
+    fn spare(&self, request: &Request<Upload>) -> Option<Asking> {
         if !self.budget.is_any() {
             return None;
         }
@@ -339,7 +340,7 @@ impl Peers {
     /// As [`Peers::send`].
     pub(super) async fn send_alone(
         &self,
-        request: Request<Upload>,
+        request: Asking,
         exchange: &Arc<Exchange>,
     ) -> Result<(Response<Coming>, Option<Standing>), SendError> {
         let dial = |instance: Arc<Instance>| async move {

@@ -14,6 +14,7 @@ use http::header::{CONTENT_LENGTH, HeaderValue};
 use http::{Method, Request, Response};
 use http_body::Body;
 
+use super::Asking;
 use super::http2::Sender;
 use crate::exchange::{Coming, Going, Upload};
 use crate::lifecycle::Tasks;
@@ -24,7 +25,7 @@ pub(super) struct Unanswered {
     /// Why.
     pub(super) error: h2::Error,
     /// The request, if the other side has certainly not acted on it, and nothing of its body is gone.
-    pub(super) again: Option<Box<Request<Upload>>>,
+    pub(super) again: Option<Asking>,
 }
 
 /// Sends `request`, and completes with the head of its response. What is left of its body then goes among
