@@ -15,7 +15,6 @@ use h2::Reason;
 use h2::server::SendResponse;
 use http::Response;
 use http::header::{CONTENT_LENGTH, HeaderValue};
-use pin_project_lite::pin_project;
 
 use crate::exchange::{Going, Passing};
 use crate::limits::{Limit, Stall, Tally};
@@ -71,7 +70,8 @@ impl Streams {
         self.load.requests.fetch_add(1, Ordering::Relaxed);
         tokio::spawn(Stream {
             respond,
-            stage: Stage::Asked { answer },
+            // A task is moved several times until it runs, and this is most of it.
+            stage: Stage::Asked(Box::pin(answer)),
             stall: Stall::new(self.timeout),
             tally: self.tally.clone(),
             _carried: Carried::new(self.load.clone()),
@@ -79,30 +79,19 @@ impl Streams {
     }
 }
 
-pin_project! {
-    /// A request and its response. Dropping it resets the stream, unless all has been said on it.
-    struct Stream<F, B> {
-        respond: SendResponse<Bytes>,
-        #[pin]
-        stage: Stage<F, B>,
-        stall: Stall,
-        tally: Tally,
-        _carried: Carried,
-    }
+/// A request and its response. Dropping it resets the stream, unless all has been said on it.
+struct Stream<F, B> {
+    respond: SendResponse<Bytes>,
+    stage: Stage<F, B>,
+    stall: Stall,
+    tally: Tally,
+    _carried: Carried,
 }
 
-pin_project! {
-    /// How far it is.
-    #[project = StageProjected]
-    enum Stage<F, B> {
-        Asked {
-            #[pin]
-            answer: F,
-        },
-        Answered {
-            body: Going<B>,
-        },
-    }
+/// How far it is.
+enum Stage<F, B> {
+    Asked(Pin<Box<F>>),
+    Answered(Going<B>),
 }
 
 impl<F, B> Future for Stream<F, B>
@@ -112,21 +101,21 @@ where
 {
     type Output = ();
 
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        let mut this = self.project();
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let this = &mut *self;
         loop {
-            match this.stage.as_mut().project() {
-                StageProjected::Asked { answer } => {
-                    let Poll::Ready(response) = answer.poll(cx) else {
+            match &mut this.stage {
+                Stage::Asked(answer) => {
+                    let Poll::Ready(response) = answer.as_mut().poll(cx) else {
                         // Whoever takes a request back waits for no answer.
                         return this.respond.poll_reset(cx).map(drop);
                     };
-                    match begin(this.respond, response) {
-                        Some(body) => this.stage.set(Stage::Answered { body }),
+                    match begin(&mut this.respond, response) {
+                        Some(body) => this.stage = Stage::Answered(body),
                         None => return Poll::Ready(()),
                     }
                 }
-                StageProjected::Answered { body } => {
+                Stage::Answered(body) => {
                     if body.poll(cx).is_ready() {
                         return Poll::Ready(());
                     }
