@@ -26,6 +26,7 @@ use crate::upstream::{MAX_FRAME, PING_EVERY, STREAM_WINDOW};
 /// An HTTP/2 connection from its first byte to its last.
 pub(super) struct Served<IO, S> {
     stage: Stage<IO>,
+    life: Arc<Life>,
     streams: Streams,
     service: S,
     /// It was said goodbye to.
@@ -39,7 +40,7 @@ pub(super) struct Served<IO, S> {
 /// How far it is.
 enum Stage<IO> {
     /// The other side's preface has not come.
-    Beginning(Box<Handshake<Heard<IO>>>, Arc<Life>),
+    Beginning(Box<Handshake<Heard<IO>>>),
     Open(Box<Connection<Heard<IO>, Bytes>>),
 }
 
@@ -49,7 +50,7 @@ where
 {
     /// Serves requests on `io` with `service`, each of them among `streams`.
     pub(super) fn new(io: IO, bounds: Bounds<'_>, streams: Streams, service: S) -> Self {
-        let (io, life) = Heard::only(io);
+        let (io, life) = Heard::once(io);
         let handshake = Builder::new()
             .initial_window_size(STREAM_WINDOW)
             .initial_connection_window_size(bounds.credit.bytes())
@@ -61,7 +62,8 @@ where
             .max_send_buffer_size(MAX_FRAME as usize * 4)
             .handshake(io);
         Self {
-            stage: Stage::Beginning(Box::new(handshake), life),
+            stage: Stage::Beginning(Box::new(handshake)),
+            life,
             streams,
             service,
             leaves: false,
@@ -80,15 +82,16 @@ where
 {
     fn poll_end(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Ended> {
         let this = &mut *self;
+        this.life.listen();
         loop {
             match &mut this.stage {
-                Stage::Beginning(handshake, life) => {
+                Stage::Beginning(handshake) => {
                     let mut connection = match ready!(Pin::new(&mut **handshake).poll(cx)) {
                         Ok(connection) => connection,
                         Err(error) => return Poll::Ready(error.into()),
                     };
                     let pings = connection.ping_pong();
-                    let silent = pings.map(|pings| silent(pings, life.clone(), QUIET).boxed());
+                    let silent = pings.map(|pings| silent(pings, this.life.clone(), QUIET).boxed());
                     this.silence.extend(silent);
                     if this.leaves {
                         connection.graceful_shutdown();
