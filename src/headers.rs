@@ -221,6 +221,8 @@ fn is_for_heads_only(name: &HeaderName) -> bool {
 
 fn named_in_connection(headers: &HeaderMap) -> Vec<HeaderName> {
     options(headers, CONNECTION)
+        // What nearly all say. The one names no header, and the other's goes anyway.
+        .filter(|name| !matches!(*name, "close" | "keep-alive"))
         .filter_map(|name| HeaderName::try_from(name).ok())
         .filter(|name| *name != TE)
         .collect()
@@ -316,13 +318,13 @@ pub fn add_via(headers: &mut HeaderMap, version: Version) {
 
 /// Takes our sidecar's `via` off again and returns what it said. An application sees no trace of us.
 pub fn take_via(headers: &mut HeaderMap) -> Option<Version> {
-    let version = match headers.get_all(VIA).iter().next_back()?.as_bytes() {
+    let mut written = headers.get_all(VIA).iter();
+    let version = match written.next_back()?.as_bytes() {
         value if value == VIA_2.as_bytes() => Version::HTTP_2,
         value if value == VIA_1.as_bytes() => Version::HTTP_11,
         _ => return None,
     };
-    let mut others: Vec<_> = headers.get_all(VIA).iter().cloned().collect();
-    others.pop();
+    let others: Vec<_> = written.cloned().collect();
     headers.remove(VIA);
     for value in others {
         headers.append(VIA, value);
