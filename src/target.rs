@@ -60,11 +60,21 @@ fn is_plain(authority: &Authority) -> bool {
         port.is_empty()
             || (port.bytes().all(|byte| byte.is_ascii_digit()) && port.parse::<u16>().is_ok())
     };
-    match text.strip_prefix(authority.host()) {
-        Some("") => true,
-        Some(rest) => rest.strip_prefix(':').is_some_and(is_port),
-        None => false,
+    match &text[host_of(authority).len()..] {
+        "" => true,
+        rest => rest.strip_prefix(':').is_some_and(is_port),
     }
+}
+
+/// The host in an authority that [`check`] has let pass. In one that names a user too, [`Authority::host`] would
+/// find it; nobody asks for that here, and finding it takes ten times as long.
+pub fn host_of(authority: &Authority) -> &str {
+    let text = authority.as_str();
+    let end = match text.as_bytes() {
+        [b'[', ..] => text.bytes().position(|byte| byte == b']').map(|at| at + 1),
+        _ => text.bytes().position(|byte| byte == b':'),
+    };
+    &text[..end.unwrap_or(text.len())]
 }
 
 /// Writes the target of `request` in the form that the next hop's protocol wants: over HTTP/2 with
@@ -108,8 +118,9 @@ pub fn address<B: Body>(
         if open_ended && !headers.contains_key(CONTENT_LENGTH) {
             headers.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
         }
-        parts.scheme = None;
         *request.version_mut() = Version::HTTP_11;
+        *request.uri_mut() = parts.path_and_query.map(Uri::from).unwrap_or_default();
+        return Ok(());
     }
     *request.uri_mut() = Uri::from_parts(parts)?;
     Ok(())

@@ -243,7 +243,7 @@ fn asked(request: &Request<Upload>, as_written: bool) -> Result<Asked, Outcome> 
         Err(path::Ambiguous) if as_written => written.to_owned(),
         Err(path::Ambiguous) => return Err(Outcome::BadRequest),
     };
-    let host = authority.as_ref().map_or("", |authority| authority.host());
+    let host = authority.as_ref().map_or("", target::host_of);
     Ok(Asked {
         method: request.method().clone(),
         host: host.to_ascii_lowercase(),
