@@ -461,10 +461,11 @@ impl Term {
         }
     }
 
-    pub(crate) fn holds(&self, epoch: u64, now: SystemTime) -> bool {
+    /// Whether it may at the time that `now` tells. Where nothing ever ends, no clock is read.
+    pub(crate) fn holds(&self, epoch: u64, now: impl FnOnce() -> SystemTime) -> bool {
         let lost = |ground: &Ground| ground.running.is_closed();
         self.epoch == epoch
-            && self.retire_at.is_none_or(|end| now < end)
+            && self.retire_at.is_none_or(|end| now() < end)
             && !self.ground.as_ref().is_some_and(lost)
     }
 
@@ -685,7 +686,7 @@ impl<D: Dial> Pool<D> {
 
     /// A connection that is open already.
     pub fn kept(&self, wanted: Wanted) -> Option<Connection> {
-        let (epoch, now) = (self.dial.epoch(), SystemTime::now());
+        let (epoch, now) = (self.dial.epoch(), SystemTime::now);
         let open = &mut *self.locked();
         if wanted != Wanted::Http1 {
             // Dropping our handle lets the connection finish its streams and close.
@@ -848,7 +849,7 @@ impl<D: Dial> Pool<D> {
     }
 
     fn give_back(&self, sender: http1::SendRequest<Upload>, term: Term) {
-        if sender.is_closed() || !term.holds(self.dial.epoch(), SystemTime::now()) {
+        if sender.is_closed() || !term.holds(self.dial.epoch(), SystemTime::now) {
             return;
         }
         let mut open = self.locked();
@@ -1057,12 +1058,12 @@ mod tests {
     fn a_connection_retires_shortly_before_its_end_and_with_its_epoch() {
         let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1000);
         let term = Term::new(3, Some(now + Duration::from_secs(10)), now);
-        assert!(term.holds(3, now + Duration::from_millis(8_900)));
-        assert!(!term.holds(3, now + Duration::from_millis(9_100)));
-        assert!(!term.holds(4, now));
+        assert!(term.holds(3, || now + Duration::from_millis(8_900)));
+        assert!(!term.holds(3, || now + Duration::from_millis(9_100)));
+        assert!(!term.holds(4, || now));
         let long = Term::new(3, Some(now + Duration::from_secs(3600)), now);
-        assert!(long.holds(3, now + Duration::from_secs(3569)));
-        assert!(!long.holds(3, now + Duration::from_secs(3571)));
-        assert!(Term::new(0, None, now).holds(0, now + Duration::from_secs(1 << 30)));
+        assert!(long.holds(3, || now + Duration::from_secs(3569)));
+        assert!(!long.holds(3, || now + Duration::from_secs(3571)));
+        assert!(Term::new(0, None, now).holds(0, || now + Duration::from_secs(1 << 30)));
     }
 }

@@ -252,12 +252,12 @@ impl Tunnels {
 
     /// A session on a connection that is open already.
     async fn kept(&self, route: &Route) -> Option<Answered> {
-        let (epoch, now) = (route.epoch(), SystemTime::now());
+        let epoch = route.epoch();
         loop {
             let shared = {
                 let mut open = self.locked();
                 // Dropping our handle lets the connection finish its sessions and close.
-                open.retain(|shared| shared.term.holds(epoch, now));
+                open.retain(|shared| shared.term.holds(epoch, SystemTime::now));
                 open.iter().find(|one| one.opener.has_room())?.clone()
             };
             match shared.ask().await {
