@@ -122,13 +122,22 @@ pub fn check_response<B>(response: &Response<B>) -> Result<(), Outcome> {
 /// Whether everybody finds the same end of the body (RFC 9112 §6.3): one plain number, or chunks alone. Chunks
 /// are taken off here, so what is coded in other ways besides could not be passed on.
 fn is_framed(headers: &HeaderMap) -> bool {
-    let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
-    let mut lengths = headers.get_all(CONTENT_LENGTH).iter();
-    let chunked = |coding: &HeaderValue| coding.as_bytes().eq_ignore_ascii_case(b"chunked");
-    match (codings.next(), lengths.next()) {
+    let (mut coding, mut length) = (None, None);
+    // As in `strip`, one walk costs less than a look-up of each.
+    for (name, value) in headers {
+        let seen = match name {
+            name if *name == TRANSFER_ENCODING => &mut coding,
+            name if *name == CONTENT_LENGTH => &mut length,
+            _ => continue,
+        };
+        if seen.replace(value.as_bytes()).is_some() {
+            return false;
+        }
+    }
+    match (coding, length) {
         (None, None) => true,
-        (Some(coding), None) => chunked(coding) && codings.next().is_none(),
-        (None, Some(length)) => is_number(length.as_bytes()) && lengths.next().is_none(),
+        (Some(coding), None) => coding.eq_ignore_ascii_case(b"chunked"),
+        (None, Some(length)) => is_number(length),
         (Some(_), Some(_)) => false,
     }
 }
