@@ -3,6 +3,7 @@
 mod http2;
 mod kept;
 mod streams;
+pub(crate) mod turns;
 pub(crate) mod watched;
 
 use std::convert::Infallible;
@@ -24,6 +25,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use self::http2::Served;
 use self::kept::Kept;
 use self::streams::Streams;
+use self::turns::{InTurns, Turn};
 pub(crate) use self::watched::Watched;
 use crate::exchange::{BrokenOff, Coming, Passing};
 use crate::lifecycle::{Lifecycle, Phase};
@@ -101,6 +103,7 @@ where
     B: Passing + Send + 'static,
 {
     let limits = bounds.limits;
+    let (io, turn) = InTurns::new(io);
     let (io, sight) = Watched::new(io, http2, limits);
     let ended = if http2 {
         let streams = Streams::new(limits.stall_timeout, bounds.tally);
@@ -108,13 +111,15 @@ where
         let connection = Served::new(io, bounds, streams, service);
         let connection = std::pin::pin!(connection);
         let linger = Duration::ZERO;
-        drive(connection, linger, lifecycle, lost, running, Some(unused)).await
+        let unused = Some(unused);
+        drive(connection, &turn, linger, lifecycle, lost, running, unused).await
     } else {
         let service = service_fn(|request: Request<Incoming>| {
-            let (version, sight) = (request.version(), &sight);
+            let (version, sight, turn) = (request.version(), &sight, &turn);
             service(request.map(Coming::Http1)).map(move |mut response| {
                 if response.status() == StatusCode::SWITCHING_PROTOCOLS {
                     sight.upgrade();
+                    turn.end();
                 } else if version != Version::HTTP_2 && lifecycle.phase() >= Phase::Draining {
                     let close = HeaderValue::from_static("close");
                     response.headers_mut().insert(CONNECTION, close);
@@ -124,7 +129,7 @@ where
         });
         let connection = Kept::new(io, sight.clone(), limits, service);
         let connection = std::pin::pin!(connection);
-        drive(connection, LINGER, lifecycle, lost, running, None).await
+        drive(connection, &turn, LINGER, lifecycle, lost, running, None).await
     };
     let ended = sight.reached().map_or(ended, Ended::at);
     if let Some(limit) = ended.limit {
@@ -208,6 +213,7 @@ enum Event {
 
 async fn drive<'a>(
     mut connection: Pin<&mut impl Goodbye>,
+    turn: &Turn,
     linger: Duration,
     lifecycle: &Lifecycle,
     lost: BoxFuture<'a, Outcome>,
@@ -228,7 +234,10 @@ async fn drive<'a>(
     loop {
         tokio::select! {
             biased;
-            ended = poll_fn(|cx| connection.as_mut().poll_end(cx)) => {
+            ended = poll_fn(|cx| {
+                turn.begin();
+                connection.as_mut().poll_end(cx)
+            }) => {
                 return outcome.map_or(ended, Ended::from);
             }
             Some(event) = events.next() => match event {

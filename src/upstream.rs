@@ -34,6 +34,7 @@ use crate::lifecycle::Tasks;
 use crate::limits::{Credit, Limit, Tally};
 use crate::listen;
 use crate::outcome::Outcome;
+use crate::serve::turns::InTurns;
 use crate::serve::watched::{Asked, Watched};
 use crate::serve::{self, LAST_WORDS};
 use crate::session::{Granted, Own, Running, Standing};
@@ -798,11 +799,12 @@ impl<D: Dial> Pool<D> {
             }
             Ok(Connection(Either::Shared(shared)))
         } else {
+            let (io, turn) = InTurns::new(dialed.io);
             let (sender, connection) = http1::Builder::new()
-                .handshake(TokioIo::new(dialed.io))
+                .handshake(TokioIo::new(io))
                 .await
                 .map_err(DialError::Http)?;
-            self.tasks.spawn(term.clone().keep(connection));
+            self.tasks.spawn(term.clone().keep(turn.each(connection)));
             Ok(Connection(Either::Own {
                 sender,
                 term,

@@ -50,7 +50,7 @@ where
 {
     /// Serves requests on `io` with `service`, each of them among `streams`.
     pub(super) fn new(io: IO, bounds: Bounds<'_>, streams: Streams, service: S) -> Self {
-        let (io, life) = Heard::once(io);
+        let (io, life) = Heard::only(io);
         let handshake = Builder::new()
             .initial_window_size(STREAM_WINDOW)
             .initial_connection_window_size(bounds.credit.bytes())
@@ -82,7 +82,6 @@ where
 {
     fn poll_end(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Ended> {
         let this = &mut *self;
-        this.life.listen();
         loop {
             match &mut this.stage {
                 Stage::Beginning(handshake) => {

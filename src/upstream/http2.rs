@@ -6,7 +6,7 @@
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -145,8 +145,6 @@ pub(crate) struct Life {
     began: Instant,
     /// Milliseconds since.
     last: AtomicU64,
-    /// Nothing was there to be read.
-    silent: AtomicBool,
 }
 
 impl Life {
@@ -154,13 +152,7 @@ impl Life {
         Self {
             began: Instant::now(),
             last: AtomicU64::new(0),
-            silent: AtomicBool::new(false),
         }
-    }
-
-    /// Listens anew, where it is [`Heard::once`] only.
-    pub(crate) fn listen(&self) {
-        self.silent.store(false, Ordering::Relaxed);
     }
 
     fn sign(&self) {
@@ -203,19 +195,16 @@ pub(crate) struct Heard<Io> {
     io: Io,
     life: Arc<Life>,
     tell: Option<oneshot::Sender<Result<(), HandshakeError>>>,
-    once: bool,
 }
 
 impl<Io> Heard<Io> {
-    /// Tells nobody of the first reading. When there was nothing to be read, it is not looked again before
-    /// [`Life::listen`]: h2 looks anew for each request that it hands out, all of which have come at once.
-    pub(crate) fn once(io: Io) -> (Self, Arc<Life>) {
+    /// Tells nobody of the first reading.
+    pub(crate) fn only(io: Io) -> (Self, Arc<Life>) {
         let life = Arc::new(Life::new());
         let heard = Self {
             io,
             life: life.clone(),
             tell: None,
-            once: true,
         };
         (heard, life)
     }
@@ -223,13 +212,7 @@ impl<Io> Heard<Io> {
     fn new(io: Io, life: Arc<Life>) -> (Self, oneshot::Receiver<Result<(), HandshakeError>>) {
         let (tell, told) = oneshot::channel();
         let tell = Some(tell);
-        let heard = Self {
-            io,
-            life,
-            tell,
-            once: false,
-        };
-        (heard, told)
+        (Self { io, life, tell }, told)
     }
 }
 
@@ -255,15 +238,8 @@ impl<Io: AsyncRead + Unpin> AsyncRead for Heard<Io> {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        if self.life.silent.load(Ordering::Relaxed) {
-            // Whoever polls has left word already where it is to be woken.
-            return Poll::Pending;
-        }
         let before = buffer.filled().len();
-        let Poll::Ready(read) = Pin::new(&mut self.io).poll_read(cx, buffer) else {
-            self.life.silent.store(self.once, Ordering::Relaxed);
-            return Poll::Pending;
-        };
+        let read = ready!(Pin::new(&mut self.io).poll_read(cx, buffer));
         self.life.sign();
         if let Some(tell) = self.tell.take() {
             // Nobody listens any more when the wait was given up.
