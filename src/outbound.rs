@@ -675,7 +675,7 @@ impl Dial for Route {
             });
         };
         let offer = match wanted {
-            Wanted::Any | Wanted::Http2 => Offer::Http,
+            Wanted::Any | Wanted::Cheapest | Wanted::Http2 => Offer::Http,
             Wanted::Http1 => Offer::Http1,
         };
         let secured = self.connect(connector, offer).await?;

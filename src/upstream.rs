@@ -2,8 +2,10 @@
 //!
 //! One pool serves both directions: to the peer's sidecar over mutual TLS, and to our own application in
 //! plain. What differs is how to [`Dial`]. An HTTP/2 connection is shared by many requests; an HTTP/1.1
-//! connection is lent to one at a time and comes back when the response has been read to its end.
+//! connection is lent to one at a time and comes back when the response has been read to its end. Beside the first
+//! some of the second are kept for when they are cheaper.
 
+mod calm;
 pub(crate) mod http2;
 mod queue;
 mod stream;
@@ -26,6 +28,7 @@ use hyper_util::rt::TokioIo;
 use prometheus::{IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
 use tokio::io::{AsyncRead, AsyncWrite};
 
+use self::calm::{Calm, Opened};
 pub use self::queue::{Limits, Place, Queue};
 use crate::descriptors;
 use crate::discovery::ResolveError;
@@ -70,6 +73,9 @@ pub trait Dial: Send + Sync + 'static {
 pub enum Wanted {
     /// Whatever both sides like best.
     Any,
+    /// The same, and HTTP/1.1 while few requests meet. For what [`suits_http1`]: the other side may close such
+    /// a connection with a request on its way, where HTTP/2 says that it has not seen it.
+    Cheapest,
     /// HTTP/1.1, for an upgrade or because the application speaks nothing else.
     Http1,
     /// HTTP/2.
@@ -381,6 +387,7 @@ struct Open {
     idle: VecDeque<Idle>,
     /// The other side chose HTTP/1.1 last time, so opening needs no waiting for each other.
     prefers_http1: bool,
+    calm: Calm,
     /// The generation at which all of `idle` were looked at last.
     swept: u64,
     /// No connection is kept any more.
@@ -435,6 +442,28 @@ pub(crate) struct Term {
 struct Ground {
     standing: Standing,
     running: Arc<Running>,
+}
+
+impl Open {
+    /// The HTTP/1.1 connection that was used last of those that nobody uses.
+    fn take_idle(&mut self, epoch: u64) -> Option<Connection> {
+        for last in (0..self.idle.len()).rev() {
+            let idle = &self.idle[last];
+            let lasts = idle.term.holds(epoch, SystemTime::now) && !idle.sender.is_closed();
+            if lasts && !idle.sender.is_ready() {
+                continue;
+            }
+            let Idle { sender, term, .. } = self.idle.remove(last)?;
+            if lasts {
+                return Some(Connection(Either::Own {
+                    sender,
+                    term,
+                    fresh: false,
+                }));
+            }
+        }
+        None
+    }
 }
 
 impl Term {
@@ -678,58 +707,84 @@ impl<D: Dial> Pool<D> {
 
     /// A connection that is open already, for the first attempt at a request: where one of them turned out to
     /// be closed, the others probably are too.
-    pub fn kept_at(&self, attempt: usize, wanted: Wanted) -> Option<Connection> {
+    pub fn kept_at(self: &Arc<Self>, attempt: usize, wanted: Wanted) -> Option<Connection> {
         if attempt > 1 {
             return None;
         }
-        self.kept(wanted)
+        let open = &mut *self.locked();
+        if wanted != Wanted::Http1 {
+            open.calm.arrives(self.outstanding());
+        }
+        self.kept_in(open, wanted)
     }
 
     /// A connection that is open already.
-    pub fn kept(&self, wanted: Wanted) -> Option<Connection> {
-        let (epoch, now) = (self.dial.epoch(), SystemTime::now);
-        let open = &mut *self.locked();
-        if wanted != Wanted::Http1 {
-            // Dropping our handle lets the connection finish its streams and close.
-            open.shared.retain(|shared| {
-                shared.term.holds(epoch, now) && !shared.over.load(Ordering::Relaxed)
-            });
-            let free = |shared: &&Arc<Shared>| shared.has_room(self.settings.streams);
-            if let Some(shared) = open.shared.iter().find(free) {
-                return Some(Connection(Either::Shared(shared.clone())));
-            }
+    pub fn kept(self: &Arc<Self>, wanted: Wanted) -> Option<Connection> {
+        self.kept_in(&mut self.locked(), wanted)
+    }
+
+    fn kept_in(self: &Arc<Self>, open: &mut Open, wanted: Wanted) -> Option<Connection> {
+        let epoch = self.dial.epoch();
+        self.sweep(open, epoch);
+        let calm = wanted == Wanted::Cheapest && open.calm.is_calm();
+        if calm && let Some(connection) = open.take_idle(epoch) {
+            return Some(connection);
         }
-        if wanted != Wanted::Http2 {
-            let idle_for = self.settings.idle_for;
-            while open
-                .idle
-                .front()
-                .is_some_and(|idle| idle.since.elapsed() > idle_for)
-            {
-                open.idle.pop_front();
+        let free = |shared: &&Arc<Shared>| shared.has_room(self.settings.streams);
+        if wanted != Wanted::Http1
+            && let Some(shared) = open.shared.iter().find(free)
+        {
+            let connection = Connection(Either::Shared(shared.clone()));
+            if calm && open.calm.misses(self.outstanding()) {
+                self.tasks.spawn(self.clone().open_beside());
             }
-            // All are looked at only when what they were made with has changed: there may be many.
-            if open.swept != epoch {
-                open.swept = epoch;
-                open.idle.retain(|idle| idle.term.holds(epoch, now));
-            }
-            for last in (0..open.idle.len()).rev() {
-                let idle = &open.idle[last];
-                let lasts = idle.term.holds(epoch, now) && !idle.sender.is_closed();
-                if lasts && !idle.sender.is_ready() {
-                    continue;
-                }
-                let Idle { sender, term, .. } = open.idle.remove(last)?;
-                if lasts {
-                    return Some(Connection(Either::Own {
-                        sender,
-                        term,
-                        fresh: false,
-                    }));
-                }
-            }
+            return Some(connection);
         }
-        None
+        let may_be_http1 = match wanted {
+            Wanted::Http1 | Wanted::Cheapest => true,
+            // Those beside one of HTTP/2 are kept for what may be repeated.
+            Wanted::Any => open.prefers_http1,
+            Wanted::Http2 => false,
+        };
+        may_be_http1.then(|| open.take_idle(epoch)).flatten()
+    }
+
+    /// Lets go of the connections that take no more requests, and of those that nobody has used for long.
+    fn sweep(&self, open: &mut Open, epoch: u64) {
+        // Dropping our handle lets the connection finish its streams and close.
+        open.shared.retain(|shared| {
+            shared.term.holds(epoch, SystemTime::now) && !shared.over.load(Ordering::Relaxed)
+        });
+        let idle_for = self.settings.idle_for;
+        let unused = |idle: &Idle| idle.since.elapsed() > idle_for;
+        while open.idle.front().is_some_and(unused) {
+            open.idle.pop_front();
+        }
+        // All are looked at only when what they were made with has changed: there may be many.
+        if open.swept != epoch {
+            open.swept = epoch;
+            open.idle
+                .retain(|idle| idle.term.holds(epoch, SystemTime::now));
+        }
+    }
+
+    /// Opens an HTTP/1.1 connection beside the HTTP/2 one. Nobody waits for it.
+    async fn open_beside(self: Arc<Self>) {
+        let (opened, connection) = match self.open_now(Wanted::Http1).await {
+            Ok(connection) => (Opened::Connected, Some(connection)),
+            Err(error) => {
+                tracing::debug!(error = %chain(&error), "no HTTP/1.1 connection beside the HTTP/2 one");
+                let opened = match error {
+                    DialError::Handshake(HandshakeError::NoSharedAlpn) => Opened::Never,
+                    _ => Opened::Failed,
+                };
+                (opened, None)
+            }
+        };
+        self.locked().calm.opened(opened);
+        if let Some(Connection(Either::Own { sender, term, .. })) = connection {
+            self.give_back(sender, term);
+        }
     }
 
     /// Opens a connection, or shares one that was opened meanwhile.
@@ -738,12 +793,17 @@ impl<D: Dial> Pool<D> {
     /// [`DialError`] says how far it came.
     pub async fn open(self: &Arc<Self>, wanted: Wanted) -> Result<Connection, DialError> {
         let alone =
-            wanted == Wanted::Http1 || (wanted == Wanted::Any && self.locked().prefers_http1);
+            wanted == Wanted::Http1 || (wanted != Wanted::Http2 && self.locked().prefers_http1);
         if alone {
             return self.open_now(wanted).await;
         }
         let _turn = self.opening.lock().await;
-        match self.kept(wanted) {
+        let shared = match wanted {
+            // Where one that is kept beside turned out to be closed, the others probably are too.
+            Wanted::Cheapest => Wanted::Any,
+            wanted => wanted,
+        };
+        match self.kept(shared) {
             Some(connection) => Ok(connection),
             None => self.open_now(wanted).await,
         }
@@ -752,7 +812,7 @@ impl<D: Dial> Pool<D> {
     async fn open_now(self: &Arc<Self>, wanted: Wanted) -> Result<Connection, DialError> {
         let dialed = self.dial.dial(wanted).await?;
         let term = Term::of(&dialed, SystemTime::now());
-        if wanted == Wanted::Any {
+        if matches!(wanted, Wanted::Any | Wanted::Cheapest) {
             self.locked().prefers_http1 = !dialed.http2;
         }
         if dialed.http2 {
@@ -898,14 +958,22 @@ async fn until_over(connection: impl Future<Output = ()>, beside: impl Future<Ou
     }
 }
 
-/// A request as it could be asked again: an idempotent method (RFC 9110 §9.2.2) and no body. The copy shares
-/// the header values.
+/// Whether a request may take an HTTP/1.1 connection where it could have one of HTTP/2: it may be asked again, and
+/// the other side will read all of its headers.
+#[must_use]
+pub fn suits_http1(request: &Request<Upload>) -> bool {
+    request.headers().len() < HTTP1_HEADERS && may_be_repeated(request)
+}
+
+/// Whether a request may be asked again: an idempotent method (RFC 9110 §9.2.2), and no body.
+fn may_be_repeated(request: &Request<Upload>) -> bool {
+    request.method().is_idempotent() && request.body().is_end_stream()
+}
+
+/// A request as it could be asked again. The copy shares the header values.
 #[must_use]
 pub fn repeatable(request: &Request<Upload>) -> Option<Asking> {
-    if !request.method().is_idempotent() || !request.body().is_end_stream() {
-        return None;
-    }
-    Some(Box::new(stream::copy(request).map(|()| Upload::empty())))
+    may_be_repeated(request).then(|| Box::new(stream::copy(request).map(|()| Upload::empty())))
 }
 
 /// How often one request is put on a connection at most.
@@ -921,6 +989,8 @@ pub const STREAM_WINDOW: u32 = 256 * 1024;
 const STREAMS: u32 = 200;
 /// The longest head of a request or a response that we take, in bytes.
 pub const HEADER_BYTES: u32 = 64 * 1024;
+/// With fewer headers a request may go by HTTP/1.1 where it need not: hyper reads 100, and Envoy no more.
+const HTTP1_HEADERS: usize = 90;
 /// The largest HTTP/2 frame we take, in bytes: with its head (RFC 9113 §4.1) it fills four TLS records.
 pub const MAX_FRAME: u32 = 64 * 1024 - 9;
 

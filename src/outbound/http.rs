@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use futures_util::FutureExt;
-use http::{HeaderValue, Request, Response, StatusCode};
+use http::{HeaderValue, Request, Response, StatusCode, Version};
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::{Connection, Route, passed_through};
@@ -19,7 +19,7 @@ use crate::serve;
 use crate::session::{Granted, Own, Running, Standing};
 use crate::target;
 use crate::upgrade;
-use crate::upstream::{Asking, SendError, Wanted};
+use crate::upstream::{self, Asking, SendError, Wanted};
 use crate::worker::Worker;
 
 /// Serves the requests of one connection.
@@ -128,6 +128,8 @@ impl Connection {
             Wanted::spoken_in(version)
         } else if headers::is_grpc(request.headers()) {
             Wanted::Http2
+        } else if version == Version::HTTP_11 && upstream::suits_http1(&request) {
+            Wanted::Cheapest
         } else {
             Wanted::Any
         };

@@ -707,6 +707,59 @@ async fn any_spiffe_server_may_answer_whatever_it_offers() {
     }
 }
 
+#[tokio::test]
+async fn requests_that_come_one_by_one_take_http1_between_the_sidecars_if_the_peer_speaks_it() {
+    for (alpn, speaks_http1, patience) in [
+        (&["h2", "http/1.1"][..], true, 10_000),
+        (&["h2"], false, 500),
+    ] {
+        let foreign = Foreign::new("auto", alpn, App::http().await).await;
+        let mut one = http1(foreign.connect().await).await.unwrap();
+        let mut two = http2(foreign.connect().await).await.unwrap();
+        let spoken = async |response: hyper::Result<_>| {
+            let answer = Answer::of(response.unwrap()).await.unwrap();
+            let text = answer.text().to_owned();
+            text.split_once(' ').unwrap().0.to_owned()
+        };
+        let mut before = 0;
+        // The connection beside is opened while the next ones are answered.
+        while spoken(one.send_request(get("/seen")).await).await == "HTTP/2.0" && before < patience
+        {
+            before += 1;
+        }
+        assert!(before >= 100, "{alpn:?}: {before}");
+        assert_eq!(before < patience, speaks_http1, "{alpn:?}");
+
+        // What could not be asked again, what has very many headers, and what an HTTP/2 application asks, keep to
+        // HTTP/2.
+        let ask = || Request::get("/seen").header(header::HOST, "app.test");
+        let post = ask().method("POST").body(apps::whole("x")).unwrap();
+        let fields = (0..95).fold(ask(), |request, number| {
+            request.header(format!("x-{number}"), "y")
+        });
+        let long = fields.body(apps::whole("")).unwrap();
+        for request in [post, long] {
+            let answered = one.send_request(request).await;
+            assert_eq!(spoken(answered).await, "HTTP/2.0", "{alpn:?}");
+        }
+        let answered = two.send_request(get2("/seen")).await;
+        assert_eq!(spoken(answered).await, "HTTP/2.0", "{alpn:?}");
+
+        // So do all, once many are under way at a time.
+        let mut held = Vec::new();
+        for _ in 0..5 {
+            held.push(two.send_request(get2("/events")).await.unwrap());
+        }
+        for _ in 0..300 {
+            drop(Answer::of(one.send_request(get("/")).await.unwrap()).await);
+        }
+        for _ in 0..20 {
+            let answered = one.send_request(get("/seen")).await;
+            assert_eq!(spoken(answered).await, "HTTP/2.0", "{alpn:?}");
+        }
+    }
+}
+
 /// A sidecar `a` whose peer is no Doorward: rustls alone, before the application.
 struct Foreign {
     a: Sidecar,
@@ -726,6 +779,7 @@ impl Foreign {
         let gate = listener.local_addr().unwrap();
         let keys = format!("protocol: {protocol}");
         let mut a = Plan::new("a")
+            .with("workers: 1")
             .outbound(gate, &id("b"), &keys)
             .start(&dirs, &issuer)
             .await;

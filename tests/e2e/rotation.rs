@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use crate::apps::{self, Answer, AnyError, App, get, get2, http1, http2};
-use crate::mesh::Sidecar;
+use crate::mesh::{Client, Http, Mesh, Options, Sidecar, grant};
 use crate::pair::{Pair, Terms};
 
 #[tokio::test]
@@ -92,6 +92,34 @@ async fn no_request_fails_while_certificates_live_for_seconds() {
     }
     load.finish().await;
     assert!(rotations(&pair.a).await >= 4.0);
+}
+
+#[tokio::test]
+async fn certificates_and_grants_hold_for_a_connection_beside_the_shared_one_too() {
+    let mesh = Mesh::with(Options {
+        rotate_every: Some("1s"),
+        a: vec!["workers: 1".to_owned()],
+        ..Options::default()
+    })
+    .await;
+    let mut client = Client::connect(mesh.entrance(), Http::One).await;
+    // With each new certificate both are opened anew.
+    for again in 0..3 {
+        let before = rotations(&mesh.a).await;
+        let mut beside = false;
+        while !beside || rotations(&mesh.a).await <= before {
+            for _ in 0..50 {
+                assert_eq!(client.get("/").await.unwrap().status, 200);
+            }
+            let metrics = mesh.a.metrics().await;
+            beside |= metrics.sum("doorward_upstream_connections", &[]) >= 2.0;
+        }
+        mesh.repolicy(&grant(&format!("others-{again}"), "c")).await;
+        for _ in 0..50 {
+            assert_eq!(client.get("/").await.unwrap().status, 403);
+        }
+        mesh.repolicy(&grant(&format!("again-{again}"), "a")).await;
+    }
 }
 
 /// In megabytes.
