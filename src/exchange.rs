@@ -726,7 +726,7 @@ impl<D: Dial> Download<D> {
         self.ended = true;
         self.exchange.end(outcome);
         if let (Some(lease), Outcome::Completed) = (self.lease.take(), outcome) {
-            lease.finished();
+            lease.finished(self.exchange.sent.load(Ordering::Relaxed));
         }
     }
 }

@@ -560,6 +560,7 @@ impl<D: Dial> Pool<D> {
             opening: tokio::sync::Mutex::default(),
             load: Arc::new(Load {
                 outstanding: AtomicUsize::new(0),
+                passed: AtomicU64::new(0),
                 queue,
             }),
         })
@@ -713,7 +714,8 @@ impl<D: Dial> Pool<D> {
         }
         let open = &mut *self.locked();
         if wanted != Wanted::Http1 {
-            open.calm.arrives(self.outstanding());
+            let passed = self.load.passed.load(Ordering::Relaxed);
+            open.calm.arrives(self.outstanding(), passed);
         }
         self.kept_in(open, wanted)
     }
@@ -1037,6 +1039,8 @@ pub struct Busy(Arc<Load>);
 #[derive(Debug)]
 struct Load {
     outstanding: AtomicUsize,
+    /// Bytes of responses that were read to their ends.
+    passed: AtomicU64,
     queue: Option<Arc<Queue>>,
 }
 
@@ -1052,7 +1056,7 @@ impl Drop for Busy {
 /// The use of a connection by one exchange. Dropping it gives up what is not finished.
 pub struct Lease<D: Dial> {
     lent: Lent<D>,
-    _busy: Busy,
+    busy: Busy,
 }
 
 enum Lent<D: Dial> {
@@ -1062,7 +1066,7 @@ enum Lent<D: Dial> {
 
 impl<D: Dial> Lease<D> {
     fn new(lent: Lent<D>, busy: Busy) -> Self {
-        Self { lent, _busy: busy }
+        Self { lent, busy }
     }
 
     /// Who answers on this connection, where that was proved.
@@ -1074,8 +1078,9 @@ impl<D: Dial> Lease<D> {
         }
     }
 
-    /// The response has been read to its end: the connection may serve the next request.
-    pub fn finished(self) {
+    /// The response has been read to its end, and had so many `bytes`: the connection may serve the next request.
+    pub fn finished(self, bytes: u64) {
+        self.busy.0.passed.fetch_add(bytes, Ordering::Relaxed);
         if let Lent::Connection(sender, term, pool) = self.lent {
             pool.give_back(sender, term);
         }

@@ -757,6 +757,18 @@ async fn requests_that_come_one_by_one_take_http1_between_the_sidecars_if_the_pe
             let answered = one.send_request(get("/seen")).await;
             assert_eq!(spoken(answered).await, "HTTP/2.0", "{alpn:?}");
         }
+
+        // Unless responses are long.
+        let mut again = false;
+        for _ in 0..100 {
+            let long = one.send_request(get(&format!("/download/{MIB}"))).await;
+            assert_eq!(Answer::of(long.unwrap()).await.unwrap().body.len(), MIB);
+            again |= spoken(one.send_request(get("/seen")).await).await == "HTTP/1.1";
+            if again {
+                break;
+            }
+        }
+        assert_eq!(again, speaks_http1, "{alpn:?}");
     }
 }
 

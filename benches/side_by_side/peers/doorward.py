@@ -5,8 +5,8 @@ import subprocess
 
 from pair import CLIENT_ID, SERVER_ID, Pair, Site, free_port
 
-NOTE = ("HTTP/2 between the two, HTTP/1.1 while few requests are under way; policy for each request or connection, "
-        "metrics, audit of denials")
+NOTE = ("HTTP/2 between the two, HTTP/1.1 for few requests at a time and for long responses; policy for each request "
+        "or connection, metrics, audit of denials")
 
 GRANTS = f"""\
 @id("client-reads") @owner("bench@example.org") @purpose("Requests of the benchmark") @expires("2099-01-01")
