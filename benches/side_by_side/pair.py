@@ -52,6 +52,10 @@ http {{
 """
 
 
+# For those who need what the sandbox takes away.
+UNCONFINED = {"sandbox": {"mode": "off"}}
+
+
 class Failed(Exception):
     """A measurement that cannot go on, and why."""
 
@@ -79,6 +83,8 @@ class Site:
 
     doorward: Path
     envoy: Path
+    # Further keys of each sidecar's configuration.
+    settings: dict = field(default_factory=dict)
     dir: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="side_by_side.")).resolve())
     children: list[subprocess.Popen] = field(default_factory=list)
 

@@ -66,7 +66,7 @@ def start(site: Site, protocol: str, workers: int, grants: int = 1, **listener: 
             "audit": {"path": f"{site.dir}/{name}.jsonl", "level": "denials"},
             "metrics": {"listen": f"127.0.0.1:{free_port()}"},
             "workers": workers,
-        }))
+        } | site.settings))
         sides[side] = site.start(name, site.doorward, "run", "--config", config)
     site.await_answer(port, *sides.values())
     return Pair("doorward", sides["outbound"], sides["inbound"], port, port, tls_port)
