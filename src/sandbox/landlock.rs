@@ -45,6 +45,7 @@ impl Rules {
         let mut read: BTreeSet<_> = needs.read.iter().flat_map(|path| around(path)).collect();
         read.extend(resolver(root));
         read.insert(PROCESS.into());
+        read.extend(RANDOM.map(PathBuf::from));
         let connect: BTreeSet<_> = needs.connect.iter().copied().chain([DNS]).collect();
         let few = !needs.connect_anywhere && connect.len() <= MOST_PORTS;
         Self {
@@ -55,6 +56,10 @@ impl Rules {
         }
     }
 }
+
+/// Where a static binary has its random numbers from: what picks the numbers of DNS queries looks `getrandom` up by its
+/// name, and finds it only where a loader is.
+const RANDOM: [&str; 2] = ["/dev/random", "/dev/urandom"];
 
 /// Each port is a rule, and costs a system call at the start: beyond so many, all of them are allowed.
 const MOST_PORTS: usize = 4096;

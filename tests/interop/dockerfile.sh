@@ -49,13 +49,41 @@ step static "$("$static" --version): no loader, no libraries, $(du -h --apparent
 "$static" demo --once >"$dir/demo.log" 2>&1 || fail "the demo of the static binary"
 step static "the demo holds: identities, rotation, policy, audit"
 
+# Without a loader some crates find the C library's calls no more, and look for files instead.
+ports gate outbound metrics names
+python3 - "$names" >"$dir/names.log" 2>&1 <<'PY' &
+import socket, sys
+server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+server.bind(("127.0.0.1", int(sys.argv[1])))
+while True:
+    query, address = server.recvfrom(512)
+    # There is no such name.
+    server.sendto(query[:2] + b"\x81\x83" + query[4:6] + bytes(6) + query[12:], address)
+PY
+running[names]=$!
+cat >"$dir/resolves.yaml" <<YAML
+identity: { workload_api: unix://$dir/agent.sock }
+inbound: [{ listen: '127.0.0.1:$gate', service: invoices, app: '127.0.0.1:8080' }]
+outbound: [{ listen: '127.0.0.1:$outbound', to: 'ledger.invalid:$gate', peer: spiffe://example.org/ledger }]
+policy: { dir: $root/examples/two-services/policy }
+dns: { servers: '127.0.0.1:$names' }
+metrics: { listen: '127.0.0.1:$metrics' }
+YAML
+start resolves "$static" run --config "$dir/resolves.yaml"
+asked() { body "http://127.0.0.1:$metrics/metrics" | grep -q '^doorward_dns_lookups_total{.*} [1-9]'; }
+await 30 "it asks for the address of a peer" asked
+finish resolves
+finish names KILL
+step static "asks for the addresses of names in its sandbox"
+
 if ((EUID != 0)); then
     echo "SKIPPED: a root with nothing but the binary: it takes root to make one"
     exit
 fi
 # As a container runtime makes it: the binary, what the pod brings, and the files that name other hosts.
 empty=$dir/empty
-mkdir -p "$empty/usr/local/bin" "$empty/etc/doorward"
+mkdir -p "$empty/usr/local/bin" "$empty/etc/doorward" "$empty/dev"
+cp --archive /dev/random /dev/urandom "$empty/dev/"
 cp "$static" "$empty/usr/local/bin/doorward"
 cp -r "$root/examples/two-services/policy" "$empty/etc/doorward/"
 echo 127.0.0.1 localhost >"$empty/etc/hosts"
