@@ -62,7 +62,10 @@ fn order() -> Result<(), Box<dyn Error>> {
         script.push_str("*(\n");
         for name in group.split_whitespace() {
             // What is marked as cold has a section of that name.
-            writeln!(script, ".text.{name} .text.hot.{name} .text.unlikely.{name}")?;
+            writeln!(
+                script,
+                ".text.{name} .text.hot.{name} .text.unlikely.{name}"
+            )?;
         }
         script.push_str(")\n");
     }

@@ -13,7 +13,6 @@ use std::time::{Duration, Instant, SystemTime};
 
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::OwnedSemaphorePermit;
-use tokio_rustls::server::TlsStream;
 
 use self::app::{App, Apps};
 pub use self::app::{Application, ClientAddress};
@@ -33,7 +32,7 @@ use crate::serve;
 use crate::session::{Granted, Own, Standing};
 use crate::telemetry::chain;
 use crate::tls::detect::{self, Detected};
-use crate::tls::{Acceptor, Agreed, HandshakeError, Offer, Secured};
+use crate::tls::{Acceptor, Agreed, HandshakeError, Offer, Secured, ServerStream};
 use crate::upstream::{self, Pool};
 use crate::worker::Worker;
 
@@ -469,7 +468,7 @@ impl Inbound {
 /// A connection that is served, and what was agreed on it.
 enum Admitted {
     /// With a peer that proved who it is.
-    Secured(Box<Connection>, Box<TlsStream<Stream>>, Agreed),
+    Secured(Box<Connection>, Box<ServerStream<Stream>>, Agreed),
     /// With a caller that proved nothing.
     Plain(Box<Connection>, Box<Stream>, Agreed),
 }
@@ -658,7 +657,7 @@ mod tests {
         }
     }
 
-    type Io = Box<TlsStream<Stream>>;
+    type Io = Box<ServerStream<Stream>>;
 
     /// They are allocated for each open connection: whatever grows them costs every idle one.
     #[test]

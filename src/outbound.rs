@@ -22,7 +22,6 @@ use std::time::Duration;
 use ::http::uri::Scheme;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::OwnedSemaphorePermit;
-use tokio_rustls::client::TlsStream;
 
 pub use self::intercepted::Intercepted;
 use self::originals::Originals;
@@ -40,7 +39,9 @@ use crate::serve;
 use crate::session::{Roll, Standing};
 use crate::telemetry::chain;
 use crate::tls::detect::{self, Detected};
-use crate::tls::{self, Connector, Endpoint, Expected, HandshakeError, Offer, Peer, Secured};
+use crate::tls::{
+    self, ClientStream, Connector, Endpoint, Expected, HandshakeError, Offer, Peer, Secured,
+};
 use crate::upstream::{self, Dial, DialError, Dialed, Place, Queue, Wanted};
 use crate::worker::Worker;
 
@@ -524,7 +525,7 @@ impl Route {
         &self,
         connector: &Connector,
         offer: Offer,
-    ) -> Result<Secured<TlsStream<Held>>, DialError> {
+    ) -> Result<Secured<ClientStream<Held>>, DialError> {
         let stream = self.open().await?;
         match connector.connect_offering(stream, offer).await {
             // Only another Doorward knows our name for opaque bytes; others may insist on one of theirs.
@@ -605,7 +606,7 @@ impl AsyncWrite for Held {
     reason = "nearly all are mutual TLS, and a box would cost each of them"
 )]
 enum Line {
-    Mutual(TlsStream<Held>),
+    Mutual(ClientStream<Held>),
     Plain(Held),
 }
 

@@ -11,6 +11,7 @@
 pub mod detect;
 pub mod name;
 mod proven;
+mod stream;
 mod verdicts;
 pub mod verify;
 mod web;
@@ -27,20 +28,20 @@ use arc_swap::ArcSwapOption;
 use prometheus::{
     HistogramOpts, HistogramVec, IntCounter, IntCounterVec, Opts, Registry, core::Collector,
 };
-use rustls::client::Resumption;
+use rustls::client::{Resumption, UnbufferedClientConnection};
 use rustls::crypto::CryptoProvider;
 use rustls::crypto::aws_lc_rs::{self, cipher_suite};
-use rustls::server::NoServerSessionStorage;
+use rustls::server::{NoServerSessionStorage, UnbufferedServerConnection};
 use rustls::sign::SingleCertAndKey;
 use rustls::{
     AlertDescription, ClientConfig, CommonState, InvalidMessage, RootCertStore, ServerConfig,
 };
 use rustls_pki_types::{CertificateDer, ServerName};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
 
 use self::proven::Proven;
 pub use self::proven::Verifications;
+pub use self::stream::{ClientStream, ServerStream, TlsStream};
 use self::verdicts::Verdicts;
 pub use self::verdicts::still_holds;
 use self::verify::{AnyClient, ExpectedServer, Rules, Side, VerifyError};
@@ -447,7 +448,7 @@ impl Acceptor {
     ///
     /// # Errors
     /// [`HandshakeError`] says why there is no connection; the peer was sent the fitting alert.
-    pub async fn accept<IO>(&self, io: IO) -> Result<Secured<server::TlsStream<IO>>, HandshakeError>
+    pub async fn accept<IO>(&self, io: IO) -> Result<Secured<ServerStream<IO>>, HandshakeError>
     where
         IO: AsyncRead + AsyncWrite + Unpin,
     {
@@ -464,7 +465,7 @@ impl Acceptor {
         given_up: impl Future<Output = ()>,
         began: Instant,
         io: IO,
-    ) -> Result<Secured<server::TlsStream<IO>>, HandshakeError>
+    ) -> Result<Secured<ServerStream<IO>>, HandshakeError>
     where
         IO: AsyncRead + AsyncWrite + Unpin,
     {
@@ -486,15 +487,15 @@ impl Acceptor {
         &self,
         began: Instant,
         io: IO,
-    ) -> Result<Secured<server::TlsStream<IO>>, HandshakeError>
+    ) -> Result<Secured<ServerStream<IO>>, HandshakeError>
     where
         IO: AsyncRead + AsyncWrite + Unpin,
     {
         let endpoint = in_force(&self.live)?;
         let config = endpoint.value.servers[self.offer as usize].clone();
-        let handshake = TlsAcceptor::from(config).accept(io);
-        let stream = within(self.timeout, began, handshake).await?;
-        let tls = stream.get_ref().1;
+        let tls = UnbufferedServerConnection::new(config)?;
+        let stream = within(self.timeout, began, TlsStream::handshake(io, tls)).await?;
+        let tls = stream.agreed();
         Ok(Secured {
             peer: Peer::proved(tls, Side::Client, &endpoint.value)?,
             agreed: Agreed::of(tls),
@@ -556,10 +557,7 @@ impl Connector {
     ///
     /// # Errors
     /// [`HandshakeError`] says why there is no connection.
-    pub async fn connect<IO>(
-        &self,
-        io: IO,
-    ) -> Result<Secured<client::TlsStream<IO>>, HandshakeError>
+    pub async fn connect<IO>(&self, io: IO) -> Result<Secured<ClientStream<IO>>, HandshakeError>
     where
         IO: AsyncRead + AsyncWrite + Unpin,
     {
@@ -574,7 +572,7 @@ impl Connector {
         &self,
         io: IO,
         offer: Offer,
-    ) -> Result<Secured<client::TlsStream<IO>>, HandshakeError>
+    ) -> Result<Secured<ClientStream<IO>>, HandshakeError>
     where
         IO: AsyncRead + AsyncWrite + Unpin,
     {
@@ -588,15 +586,16 @@ impl Connector {
         &self,
         io: IO,
         offer: Offer,
-    ) -> Result<Secured<client::TlsStream<IO>>, HandshakeError>
+    ) -> Result<Secured<ClientStream<IO>>, HandshakeError>
     where
         IO: AsyncRead + AsyncWrite + Unpin,
     {
         let endpoint = in_force(&self.live)?;
         let config = self.config(&endpoint, offer)?;
-        let handshake = TlsConnector::from(config).connect(nobody(), io);
+        let tls = UnbufferedClientConnection::new(config, nobody())?;
+        let handshake = TlsStream::handshake(io, tls);
         let stream = within(self.timeout, Instant::now(), handshake).await?;
-        let tls = stream.get_ref().1;
+        let tls = stream.agreed();
         Ok(Secured {
             peer: Peer::proved(tls, Side::Server, &endpoint.value)?,
             agreed: Agreed::of(tls),
@@ -919,7 +918,7 @@ impl HandshakeError {
 }
 
 impl From<io::Error> for HandshakeError {
-    /// tokio-rustls wraps what rustls says.
+    /// What rustls says comes wrapped, from our own stream and from tokio-rustls.
     fn from(error: io::Error) -> Self {
         match error.downcast::<rustls::Error>() {
             Ok(error) => error.into(),

@@ -8,14 +8,13 @@ use std::time::{Duration, Instant, SystemTime};
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use http::uri::Authority;
-use tokio_rustls::client::TlsStream;
 
 use super::{Held, Route};
 use crate::lifecycle::{Lifecycle, Phase, Tasks};
 use crate::serve::{FAREWELL, LAST_WORDS};
 use crate::session::{Granted, Own, Standing};
 use crate::telemetry::chain;
-use crate::tls::{Agreed, Connector, Offer, Secured};
+use crate::tls::{Agreed, ClientStream, Connector, Offer, Secured};
 use crate::tunnel::{self, Opener};
 use crate::upstream::{Dial, DialError, Term, http2};
 use crate::worker::Worker;
@@ -41,7 +40,7 @@ pub(super) struct Carried {
 
 pub(super) enum Way {
     /// A connection of its own.
-    Alone(Box<TlsStream<Held>>),
+    Alone(Box<ClientStream<Held>>),
     /// The same, in plain.
     Plain(Held),
     /// A stream on one that others use too.
@@ -221,7 +220,7 @@ impl Tunnels {
     async fn share(
         &self,
         route: &Route,
-        secured: Secured<TlsStream<Held>>,
+        secured: Secured<ClientStream<Held>>,
         authority: &Authority,
     ) -> Result<Shared, DialError> {
         let Secured {
@@ -278,7 +277,7 @@ impl Tunnels {
     }
 }
 
-fn alone(route: &Route, secured: Secured<TlsStream<Held>>) -> Answered {
+fn alone(route: &Route, secured: Secured<ClientStream<Held>>) -> Answered {
     let standing = route.way.standing(secured.peer, secured.endpoint);
     (standing, Way::Alone(Box::new(secured.stream)))
 }
