@@ -125,7 +125,7 @@ where
             return Poll::Ready(Ok(()));
         }
         if let Some(error) = &session.failed {
-            return Poll::Ready(Err(broken(error.clone())));
+            return Poll::Ready(Err(broken((**error).clone())));
         }
         let before = buffer.filled().len();
         let mut scratch = [MaybeUninit::uninit(); AHEAD];
@@ -240,7 +240,7 @@ struct Session<C> {
     /// We have said so.
     closed: bool,
     /// Nothing comes or goes any more. rustls itself would go on behind a record that it could not open.
-    failed: Option<rustls::Error>,
+    failed: Option<Box<rustls::Error>>,
 }
 
 impl<C: Connection> Session<C> {
@@ -314,7 +314,7 @@ impl<C: Connection> Session<C> {
 
     /// Ends it, and seals what the peer is to be told.
     fn fail(&mut self, error: &rustls::Error, incoming: &mut [u8]) {
-        self.failed = Some(error.clone());
+        self.failed = Some(Box::new(error.clone()));
         while self.tls.wants_write() {
             let (_, told) = next(&mut self.tls, incoming, &mut self.sealed, |_| ());
             if told.is_err() {
@@ -375,7 +375,7 @@ impl<C: Connection> Session<C> {
         work: impl FnOnce(WriteTraffic<'_, C::Data>, &mut Sealed) -> Result<T, rustls::Error>,
     ) -> Result<Option<T>, rustls::Error> {
         if let Some(error) = &self.failed {
-            return Err(error.clone());
+            return Err((**error).clone());
         }
         let mut done = 0;
         let outcome = loop {

@@ -386,12 +386,9 @@ async fn what_is_no_handshake_is_an_error() {
     }
 }
 
-/// Memory of each connection.
+/// Memory of each connection: a byte more, and the allocator gives a quarter more (1,536).
 #[test]
 fn a_stream_is_small() {
-    let [server, client] = [size_of::<ServerStream<()>>(), size_of::<ClientStream<()>>()];
-    assert!(
-        server <= 1_280 && client <= 1_280,
-        "{server} and {client} bytes"
-    );
+    let size = size_of::<ServerStream<crate::listen::Stream>>();
+    assert!(size <= 1_280, "{size} bytes");
 }
