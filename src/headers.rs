@@ -197,7 +197,9 @@ fn strip(headers: &mut HeaderMap, unwanted: impl Fn(&HeaderName) -> bool) {
 fn is_hop_by_hop(name: &HeaderName) -> bool {
     matches!(
         name.as_str(),
-        "connection"
+        // Reserved, lest anybody takes it for the option (RFC 9110 §18.4).
+        "close"
+            | "connection"
             | "keep-alive"
             | "proxy-connection"
             | "proxy-authenticate"
@@ -230,7 +232,7 @@ fn is_for_heads_only(name: &HeaderName) -> bool {
 
 fn named_in_connection(headers: &HeaderMap) -> Vec<HeaderName> {
     options(headers, CONNECTION)
-        // What nearly all say. The one names no header, and the other's goes anyway.
+        // What nearly all say. Headers of these names go anyway.
         .filter(|name| !matches!(*name, "close" | "keep-alive"))
         .filter_map(|name| HeaderName::try_from(name).ok())
         .filter(|name| *name != TE)
@@ -368,6 +370,7 @@ mod tests {
             ("connection", "close, X-Secret"),
             ("connection", "te"),
             ("x-secret", "1"),
+            ("close", "1"),
             ("keep-alive", "timeout=5"),
             ("proxy-connection", "keep-alive"),
             ("proxy-authorization", "Basic eDp5"),

@@ -205,7 +205,7 @@ fn named(sent: &HeaderMap) -> Vec<String> {
 }
 
 fn is_of_connection(name: &str) -> bool {
-    let names = "connection keep-alive proxy-connection proxy-authenticate proxy-authorization te transfer-encoding upgrade";
+    let names = "close connection keep-alive proxy-connection proxy-authenticate proxy-authorization te transfer-encoding upgrade";
     names.split(' ').any(|one| one == name)
 }
 
