@@ -15,7 +15,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         "CARGO_CFG_TARGET_OS",
         "CARGO_CFG_TARGET_ENV",
     ];
-    println!("cargo:rerun-if-changed={ORDER}");
+    println!("cargo:rerun-if-env-changed=CARGO_ENCODED_RUSTFLAGS");
+    println!("cargo:rerun-if-changed=src/order");
     if platform.map(said) == ["release", "x86_64", "linux", "gnu"] {
         order()?;
         if said("CARGO_CFG_TARGET_FEATURE").contains("crt-static") && relocates_in_short() {
@@ -50,22 +51,25 @@ fn compile(definition: &str) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// The functions that run, first those that do until we are at rest. `benches/order/run` writes it.
-const ORDER: &str = "src/order.txt";
-
-/// Puts the functions of [`ORDER`] beside each other. The kernel maps 64 KiB around each page of the binary that is
+/// Puts the functions that run beside each other, first those that do until we are at rest: `benches/order/run` lists
+/// them, for a build with a profile by themselves. The kernel maps 64 KiB around each page of the binary that is
 /// touched, so of what runs, a quarter of the code, nearly all would be mapped unless it lay together. Whom the linker
 /// does not find stays where it would be.
 fn order() -> Result<(), Box<dyn Error>> {
+    let profile = said("CARGO_ENCODED_RUSTFLAGS").contains("profile-use");
+    let list = if profile { "profile" } else { "plain" };
     let mut script = String::from("SECTIONS { .text.order : ALIGN(65536) {\n");
-    for group in fs::read_to_string(ORDER)?.split("\n\n") {
+    for group in fs::read_to_string(format!("src/order/{list}.txt"))?.split("\n\n") {
         script.push_str("*(\n");
         for name in group.split_whitespace() {
-            // What is marked as cold has a section of that name.
-            writeln!(
-                script,
-                ".text.{name} .text.hot.{name} .text.unlikely.{name}"
-            )?;
+            // What seldom runs of a function with a profile is a piece of its own.
+            match name.strip_suffix(".cold") {
+                Some(name) => writeln!(script, ".text.split.{name}")?,
+                None => writeln!(
+                    script,
+                    ".text.{name} .text.hot.{name} .text.unlikely.{name}"
+                )?,
+            }
         }
         script.push_str(")\n");
     }
