@@ -7,10 +7,12 @@ mod plaintext;
 pub(crate) mod proxy_header;
 mod tcp;
 
+use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use futures_util::FutureExt;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::OwnedSemaphorePermit;
 
@@ -514,7 +516,8 @@ impl Connection {
                     Protocol::Auto => self.inbound.settings.listener.detect_timeout,
                     _ => self.inbound.settings.http.header_timeout,
                 };
-                let (detected, stream) = match detect::peek(stream, timeout).await {
+                // Over long before the connection is.
+                let (detected, stream) = match Box::pin(detect::peek(stream, timeout)).await {
                     Ok(found) => found,
                     Err(error) => return tracing::debug!(%error, "peer went away before it spoke"),
                 };
@@ -553,14 +556,14 @@ impl Connection {
 
     /// Waits until the connection stands on nothing any more. What stands on nothing but the operator's word
     /// ends with the process.
-    async fn lost<'a>(
+    fn lost<'a>(
         &'a self,
         own: Own,
         granted: impl FnOnce(&'a Gate) -> Granted<'a>,
-    ) -> Outcome {
+    ) -> impl Future<Output = Outcome> + Send + 'a {
         match &self.caller {
-            Caller::Proved { standing, gate } => standing.lost(own, granted(gate)).await,
-            Caller::Unproved(_) => std::future::pending().await,
+            Caller::Proved { standing, gate } => standing.lost(own, granted(gate)).left_future(),
+            Caller::Unproved(_) => std::future::pending().right_future(),
         }
     }
 

@@ -65,9 +65,9 @@ impl Limits {
 
     /// The same for one connection with the credit that it was lent. What it reaches is counted in `tally`.
     #[must_use]
-    pub fn bounds<'a>(&self, credit: &'a Lent, tally: &'a Tally) -> Bounds<'a> {
+    pub fn bounds<'a>(&'a self, credit: &'a Lent, tally: &'a Tally) -> Bounds<'a> {
         Bounds {
-            limits: *self,
+            limits: self,
             credit,
             tally,
         }
@@ -77,7 +77,7 @@ impl Limits {
 /// What one connection may make us hold.
 #[derive(Clone, Copy, Debug)]
 pub struct Bounds<'a> {
-    limits: Limits,
+    limits: &'a Limits,
     credit: &'a Lent,
     tally: &'a Tally,
 }
@@ -104,7 +104,7 @@ where
 {
     let limits = bounds.limits;
     let (io, turn) = InTurns::new(io);
-    let (io, sight) = Watched::new(io, http2, limits);
+    let (io, sight) = Watched::new(io, http2, *limits);
     let ended = if http2 {
         let streams = Streams::new(limits.stall_timeout, bounds.tally);
         let unused = streams.unused(limits.idle_timeout).boxed();
@@ -127,7 +127,7 @@ where
                 Ok::<_, Infallible>(response)
             })
         });
-        let connection = Kept::new(io, sight.clone(), limits, service);
+        let connection = Kept::new(io, sight.clone(), *limits, service);
         let connection = std::pin::pin!(connection);
         drive(connection, &turn, LINGER, lifecycle, lost, running, None).await
     };

@@ -89,56 +89,66 @@ impl Standing {
         }
     }
 
-    /// Waits until the connection stands on nothing any more, and says what it lost.
-    pub async fn lost(&self, own: Own, granted: Granted<'_>) -> Outcome {
+    /// Waits until the connection stands on nothing any more, and says what it lost. Every session has one of these
+    /// futures, so it is made to be small.
+    pub fn lost<'a>(
+        &'a self,
+        own: Own,
+        granted: Granted<'a>,
+    ) -> impl Future<Output = Outcome> + Send + 'a {
         let turn = self.roll.enter();
         // The handshake has judged the peer by these.
         let mut trusted: Arc<Bundles> = self.own.value.material().bundles().clone();
         let mut root_end = self.root_end(&trusted, SystemTime::now());
-        loop {
-            let now = SystemTime::now();
-            if !self.peer.valid_at(now) {
-                return Outcome::PeerExpired;
-            }
-            let Some(endpoint) = self.identity.get() else {
-                return Outcome::IdentityUnavailable;
-            };
-            let shown = match own {
-                Own::Shown => &self.own,
-                Own::InForce => &endpoint,
-            };
-            if !shown.value.valid_at(now) {
-                return Outcome::OwnIdentityExpired;
-            }
-            let own_end = shown.value.material().leaf().not_after;
-            let bundles = endpoint.value.material().bundles();
-            if trusted != *bundles || root_end.is_some_and(|end| end <= now) {
-                trusted = bundles.clone();
-                root_end = self.root_end(&trusted, now);
-                // Rare: it has no place in the future of every session.
-                match Box::pin(tls::still_holds(endpoint, self.peer.clone(), now)).await {
-                    Ok(()) => {}
-                    Err(VerifyError::Expired) if !self.peer.valid_at(SystemTime::now()) => {
+        async move {
+            loop {
+                let next = {
+                    let now = SystemTime::now();
+                    if !self.peer.valid_at(now) {
                         return Outcome::PeerExpired;
                     }
-                    Err(_) => return Outcome::TrustWithdrawn,
+                    let Some(endpoint) = self.identity.get() else {
+                        return Outcome::IdentityUnavailable;
+                    };
+                    let shown = match own {
+                        Own::Shown => &self.own,
+                        Own::InForce => &endpoint,
+                    };
+                    if !shown.value.valid_at(now) {
+                        return Outcome::OwnIdentityExpired;
+                    }
+                    let own_end = shown.value.material().leaf().not_after;
+                    let bundles = endpoint.value.material().bundles();
+                    if trusted != *bundles || root_end.is_some_and(|end| end <= now) {
+                        trusted = bundles.clone();
+                        root_end = self.root_end(&trusted, now);
+                        // Rare: it has no place in the future of every session.
+                        let judged = tls::still_holds(endpoint, self.peer.clone(), now);
+                        match Box::pin(judged).await {
+                            Ok(()) => {}
+                            Err(VerifyError::Expired) if !self.peer.valid_at(SystemTime::now()) => {
+                                return Outcome::PeerExpired;
+                            }
+                            Err(_) => return Outcome::TrustWithdrawn,
+                        }
+                    }
+                    let grant_end = match granted.reconsider(now) {
+                        Ok(end) => end,
+                        Err(outcome) => return outcome,
+                    };
+                    let ends = [
+                        Some(self.peer.not_after()),
+                        Some(own_end),
+                        root_end,
+                        grant_end,
+                    ];
+                    until(ends.into_iter().flatten().min(), now)
+                };
+                tokio::select! {
+                    () = tokio::time::sleep(next) => {}
+                    () = granted.wanted() => {}
+                    () = turn.come() => {}
                 }
-            }
-            let grant_end = match granted.reconsider(now) {
-                Ok(end) => end,
-                Err(outcome) => return outcome,
-            };
-            let ends = [
-                Some(self.peer.not_after()),
-                Some(own_end),
-                root_end,
-                grant_end,
-            ];
-            let next = ends.into_iter().flatten().min();
-            tokio::select! {
-                () = until(next, now) => {}
-                () = granted.wanted() => {}
-                () = turn.come() => {}
             }
         }
     }
@@ -175,14 +185,14 @@ impl Granted<'_> {
     }
 }
 
-/// Sleeps until `instant` by the wall clock. A clock that is set is told by [`Clock`]; one that is merely
+/// How long to sleep until `instant` by the wall clock. A clock that is set is told by [`Clock`]; one that is merely
 /// made to go faster is met by looking again after half a minute.
-async fn until(instant: Option<SystemTime>, now: SystemTime) {
+fn until(instant: Option<SystemTime>, now: SystemTime) -> Duration {
     let left = instant.map_or(LOOK_AGAIN, |instant| {
         // A certificate is valid through the very instant it names.
         instant.duration_since(now).unwrap_or_default() + Duration::from_millis(1)
     });
-    tokio::time::sleep(left.min(LOOK_AGAIN)).await;
+    left.min(LOOK_AGAIN)
 }
 
 const LOOK_AGAIN: Duration = Duration::from_secs(30);

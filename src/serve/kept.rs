@@ -30,7 +30,8 @@ use crate::tls::detect::Prefixed;
 /// An HTTP/1.1 connection from its first byte to its last.
 pub(super) struct Kept<IO, S: HttpService<Incoming>> {
     stage: Stage<IO, S>,
-    limits: Limits,
+    header_timeout: Duration,
+    header_bytes: usize,
     sight: Arc<Sight>,
     head: Arc<Head>,
     /// The wait for a head of which hyper has a part, or may have: it ends with the head or in time.
@@ -63,7 +64,8 @@ where
     pub(super) fn new(io: Watched<IO>, sight: Arc<Sight>, limits: Limits, service: S) -> Self {
         Self {
             stage: Stage::Parked(io, service, Instant::now()),
-            limits,
+            header_timeout: limits.header_timeout,
+            header_bytes: limits.header_bytes as usize,
             sight,
             head: Arc::default(),
             begun: None,
@@ -76,9 +78,12 @@ where
         self.begun = Some(since);
         *self.head.locked() = Some(since);
         let connection = Builder::new()
-            .timer(HeadTimer(self.head.clone()))
-            .header_read_timeout(self.limits.header_timeout)
-            .max_header_size(self.limits.header_bytes as usize)
+            .timer(HeadTimer {
+                head: self.head.clone(),
+                made: std::time::Instant::now(),
+            })
+            .header_read_timeout(self.header_timeout)
+            .max_header_size(self.header_bytes)
             .auto_date_header(false)
             .serve_connection(TokioIo::new(Prefixed::new(read, io)), service)
             .with_upgrades();
@@ -123,7 +128,7 @@ where
 
     /// When to look again if hyper goes on waiting for a head as it did since `since`.
     fn next_look(&self, since: Instant) -> Instant {
-        let end = since + self.limits.header_timeout;
+        let end = since + self.header_timeout;
         if self.begun == Some(since) {
             end
         } else {
@@ -173,7 +178,7 @@ where
                         return Poll::Pending;
                     };
                     let now = ready!(this.poll_alarm(cx, this.next_look(since)));
-                    if now >= since + this.limits.header_timeout {
+                    if now >= since + this.header_timeout {
                         return Poll::Ready(Ended::at(Limit::HeaderTime));
                     }
                     if this.sight.stalls() {
@@ -196,7 +201,7 @@ where
                             return Poll::Ready(Outcome::ClientGone.into());
                         }
                         Poll::Pending => {
-                            let end = *since + this.limits.header_timeout;
+                            let end = *since + this.header_timeout;
                             ready!(this.poll_alarm(cx, end));
                             return Poll::Ready(Ended::at(Limit::HeaderTime));
                         }
@@ -233,7 +238,10 @@ impl Head {
 
 /// What hyper takes for a clock. It asks for a timer only when it begins to wait for a head, and drops it
 /// when the head is there. When the time is over is not hyper's concern, but that of [`Kept`].
-struct HeadTimer(Arc<Head>);
+struct HeadTimer {
+    head: Arc<Head>,
+    made: std::time::Instant,
+}
 
 impl rt::Timer for HeadTimer {
     fn sleep(&self, _: Duration) -> Pin<Box<dyn rt::Sleep>> {
@@ -241,8 +249,13 @@ impl rt::Timer for HeadTimer {
     }
 
     fn sleep_until(&self, _: std::time::Instant) -> Pin<Box<dyn rt::Sleep>> {
-        self.0.locked().get_or_insert_with(Instant::now);
-        Box::pin(HeadWait(self.0.clone()))
+        self.head.locked().get_or_insert_with(Instant::now);
+        Box::pin(HeadWait(self.head.clone()))
+    }
+
+    /// Any time will do.
+    fn now(&self) -> std::time::Instant {
+        self.made
     }
 
     /// One that is never late needs no new time.
