@@ -633,7 +633,11 @@ impl<D: Dial> Pool<D> {
                 target::address(&mut request, true, self.dial.scheme()).map_err(SendError::from)?;
                 let sender = shared.sender.clone();
                 let slot = Slot::take(shared);
-                match stream::send(sender, *request, &self.tasks).await {
+                let answered = match stream::send(sender, request, &self.tasks) {
+                    Ok(sending) => sending.await,
+                    Err(unsent) => Err(unsent),
+                };
+                match answered {
                     Ok(response) => Ok((response, Lease::new(Lent::Stream(slot), busy))),
                     Err(unanswered) => {
                         slot.tell(&unanswered.error);

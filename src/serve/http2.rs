@@ -99,7 +99,7 @@ where
                 }
                 Stage::Open(connection) => match connection.poll_accept(cx) {
                     Poll::Ready(Some(Ok((request, respond)))) => {
-                        let answer = (this.service)(Coming::of_request(request));
+                        let answer = || (this.service)(Coming::of_request(request));
                         this.streams.answer(answer, respond);
                     }
                     Poll::Ready(Some(Err(error))) => return Poll::Ready(error.into()),

@@ -15,6 +15,7 @@ use h2::Reason;
 use h2::server::SendResponse;
 use http::Response;
 use http::header::{CONTENT_LENGTH, HeaderValue};
+use pin_project_lite::pin_project;
 
 use crate::exchange::{Going, Passing};
 use crate::limits::{Limit, Stall, Tally};
@@ -61,37 +62,52 @@ impl Streams {
         }
     }
 
-    /// Answers a request with what `answer` makes of it.
-    pub(super) fn answer<F, B>(&self, answer: F, respond: SendResponse<Bytes>)
+    /// Answers a request with what the future completes with that `answer` makes.
+    pub(super) fn answer<F, B>(&self, answer: impl FnOnce() -> F, respond: SendResponse<Bytes>)
     where
         F: Future<Output = Response<B>> + Send + 'static,
         B: Passing + Send + 'static,
     {
         self.load.requests.fetch_add(1, Ordering::Relaxed);
-        tokio::spawn(Stream {
-            respond,
-            // A task is moved several times until it runs, and this is most of it.
-            stage: Stage::Asked(Box::pin(answer)),
-            stall: Stall::new(self.timeout),
-            tally: self.tally.clone(),
-            _carried: Carried::new(self.load.clone()),
-        });
+        // It is large, and a task is moved several times until it runs: so it is made where it stays.
+        let stream = Box::write(
+            Box::new_uninit(),
+            Stream {
+                respond,
+                stage: Stage::Asked { answer: answer() },
+                stall: Stall::new(self.timeout),
+                tally: self.tally.clone(),
+                carried: Carried::new(self.load.clone()),
+            },
+        );
+        tokio::spawn(Box::into_pin(stream));
     }
 }
 
-/// A request and its response. Dropping it resets the stream, unless all has been said on it.
-struct Stream<F, B> {
-    respond: SendResponse<Bytes>,
-    stage: Stage<F, B>,
-    stall: Stall,
-    tally: Tally,
-    _carried: Carried,
+pin_project! {
+    /// A request and its response. Dropping it resets the stream, unless all has been said on it.
+    struct Stream<F, B> {
+        respond: SendResponse<Bytes>,
+        #[pin]
+        stage: Stage<F, B>,
+        stall: Stall,
+        tally: Tally,
+        carried: Carried,
+    }
 }
 
-/// How far it is.
-enum Stage<F, B> {
-    Asked(Pin<Box<F>>),
-    Answered(Going<B>),
+pin_project! {
+    /// How far it is.
+    #[project = At]
+    enum Stage<F, B> {
+        Asked {
+            #[pin]
+            answer: F,
+        },
+        Answered {
+            body: Going<B>,
+        },
+    }
 }
 
 impl<F, B> Future for Stream<F, B>
@@ -101,21 +117,21 @@ where
 {
     type Output = ();
 
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        let this = &mut *self;
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let mut this = self.project();
         loop {
-            match &mut this.stage {
-                Stage::Asked(answer) => {
-                    let Poll::Ready(response) = answer.as_mut().poll(cx) else {
+            match this.stage.as_mut().project() {
+                At::Asked { answer } => {
+                    let Poll::Ready(response) = answer.poll(cx) else {
                         // Whoever takes a request back waits for no answer.
                         return this.respond.poll_reset(cx).map(drop);
                     };
-                    match begin(&mut this.respond, response) {
-                        Some(body) => this.stage = Stage::Answered(body),
+                    match begin(this.respond, response) {
+                        Some(body) => this.stage.set(Stage::Answered { body }),
                         None => return Poll::Ready(()),
                     }
                 }
-                Stage::Answered(body) => {
+                At::Answered { body } => {
                     if body.poll(cx).is_ready() {
                         return Poll::Ready(());
                     }

@@ -28,95 +28,92 @@ pub(super) struct Unanswered {
     pub(super) again: Option<Asking>,
 }
 
-/// Sends `request`, and completes with the head of its response. What is left of its body then goes among
-/// `tasks`. Dropping the future resets the stream, unless all has been said on it.
-pub(super) fn send(mut sender: Sender, mut request: Request<Upload>, tasks: &Tasks) -> Sending<'_> {
+/// Sends `request`. What is left of its body when the response begins goes among `tasks`.
+pub(super) fn send(
+    mut sender: Sender,
+    mut request: Asking,
+    tasks: &Tasks,
+) -> Result<Sending<'_>, Unanswered> {
     say_length(&mut request);
+    let bodiless = request.body().is_end_stream();
     // What h2 takes it does not give back.
-    let copy = Some(copy(&request));
-    let (head, body) = request.into_parts();
-    let bodiless = body.is_end_stream();
-    let state = match sender.send_request(Request::from_parts(head, ()), bodiless) {
-        Ok((response, _)) if bodiless => State::Waiting(response),
-        Ok((response, stream)) => {
-            let up = Up {
-                opening: Some(sender),
-                going: Going::new(stream, body),
-                gone: false,
-            };
-            State::Going(response, Box::new(up))
+    let (response, stream) = match sender.send_request(copy(&request), bodiless) {
+        Ok(sent) => sent,
+        Err(error) => {
+            // The connection had ended, or was about to.
+            let unsent = error.is_io() || error.is_go_away();
+            let again = unsent.then_some(request);
+            return Err(Unanswered { error, again });
         }
-        Err(error) => State::Unsent(Some((error, body))),
     };
-    Sending { copy, tasks, state }
+    let up = (!bodiless).then(|| {
+        let body = std::mem::replace(request.body_mut(), Upload::empty());
+        Box::new(Up {
+            opening: Some(sender),
+            going: Going::new(stream, body),
+            gone: false,
+        })
+    });
+    Ok(Sending {
+        request: Some(request),
+        response,
+        up,
+        tasks,
+    })
 }
 
-/// A request that waits for its response, or [`Unanswered`], which has it again if it may be sent once more,
-/// whatever its method.
+/// Completes with the head of the response, or with [`Unanswered`], which has the request again if it may be
+/// sent once more, whatever its method. Dropping it resets the stream, unless all has been said on it.
 pub(super) struct Sending<'a> {
-    copy: Option<Request<()>>,
+    /// Until it is answered.
+    request: Option<Asking>,
+    response: ResponseFuture,
+    /// The request's body, if it has one.
+    up: Option<Box<Up>>,
     tasks: &'a Tasks,
-    state: State,
-}
-
-enum State {
-    Waiting(ResponseFuture),
-    Going(ResponseFuture, Box<Up>),
-    Unsent(Option<(h2::Error, Upload)>),
-    Done,
 }
 
 impl Future for Sending<'_> {
     type Output = Result<Response<Coming>, Unanswered>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let answered = match &mut self.state {
-            State::Waiting(response) => ready!(Pin::new(response).poll(cx)),
-            State::Going(response, up) => {
-                if !up.gone {
-                    // It may be answered all the same.
-                    let _ = up.poll(cx);
-                }
-                ready!(Pin::new(response).poll(cx))
-            }
-            State::Unsent(unsent) => match unsent.take() {
-                // The connection had ended, or was about to.
-                Some((error, body)) => {
-                    let body = (error.is_io() || error.is_go_away()).then_some(body);
-                    return Poll::Ready(Err(self.unanswered(error, body)));
-                }
-                None => return Poll::Pending,
-            },
-            State::Done => return Poll::Pending,
-        };
-        let state = std::mem::replace(&mut self.state, State::Done);
-        Poll::Ready(match (answered, state) {
-            (Ok(response), State::Going(_, mut up)) => {
-                if !up.gone {
+        if let Some(up) = &mut self.up
+            && !up.gone
+        {
+            // It may be answered all the same.
+            let _ = up.poll(cx);
+        }
+        let answered = ready!(Pin::new(&mut self.response).poll(cx));
+        let (request, up) = (self.request.take(), self.up.take());
+        Poll::Ready(match answered {
+            Ok(response) => {
+                if let Some(mut up) = up
+                    && !up.gone
+                {
                     self.tasks.spawn(poll_fn(move |cx| up.poll(cx)));
                 }
                 Ok(Coming::of_response(response))
             }
-            (Ok(response), _) => Ok(Coming::of_response(response)),
-            (Err(error), state) => {
-                let body = match state {
-                    State::Going(_, up) => (up.going.taken() == 0).then(|| up.going.into_body()),
-                    _ => Some(Upload::empty()),
-                };
-                let body = body.filter(|_| is_unprocessed(&error));
-                Err(self.unanswered(error, body))
+            Err(error) => {
+                let again = request.filter(|_| is_unprocessed(&error));
+                Err(Unanswered {
+                    error,
+                    again: again.and_then(|request| whole(request, up)),
+                })
             }
         })
     }
 }
 
-impl Sending<'_> {
-    fn unanswered(&mut self, error: h2::Error, body: Option<Upload>) -> Unanswered {
-        let copy = self.copy.take();
-        let again = copy.zip(body).map(|(copy, body)| copy.map(|()| body));
-        let again = again.map(Box::new);
-        Unanswered { error, again }
+/// The request with its body, if nothing of that is gone.
+fn whole(mut request: Asking, up: Option<Box<Up>>) -> Option<Asking> {
+    if let Some(up) = up {
+        if up.going.taken() > 0 {
+            return None;
+        }
+        *request.body_mut() = up.going.into_body();
     }
+    Some(request)
 }
 
 /// Says how long the body is where that is known and its sender has left it to HTTP/2, which applications
