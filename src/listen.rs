@@ -1,11 +1,13 @@
 //! Where do connections come from? Sockets bound before anything starts, and the one accept loop.
 
 mod inherited;
+mod loopback;
 mod silence;
 
 use std::fmt;
 use std::future::Future;
 use std::io;
+use std::mem::MaybeUninit;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::num::NonZeroU16;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -388,6 +390,7 @@ impl Listener {
             let claim = bound.2.get_or_init(|| claim(address));
             claim.map_err(io::Error::from)?;
             silence::bound(&bound.0, silence)?;
+            loopback::unpaced(&bound.0, address);
         }
         bound.0.listen(BACKLOG)?;
         Ok(Self(match bound.1 {
@@ -573,7 +576,12 @@ impl fmt::Display for Source {
 pub async fn connect(address: &Address, silence: Duration) -> io::Result<Stream> {
     let stream = match address {
         Address::Tcp(address) => {
-            let stream = TcpStream::connect(address).await?;
+            let socket = match address {
+                SocketAddr::V4(_) => TcpSocket::new_v4()?,
+                SocketAddr::V6(_) => TcpSocket::new_v6()?,
+            };
+            loopback::unpaced(&socket, *address);
+            let stream = socket.connect(*address).await?;
             stream.set_nodelay(true)?;
             silence::bound(&stream, silence)?;
             Stream::Tcp(stream)
@@ -605,6 +613,7 @@ pub async fn connect_as(
     // The port is chosen when it is known where to, so that one serves for many places.
     setsockopt(&socket, sockopt::IpBindAddressNoPort, &true)?;
     socket.bind(SocketAddr::new(client, 0))?;
+    loopback::unpaced(&socket, address);
     let stream = socket.connect(address).await?;
     stream.set_nodelay(true)?;
     silence::bound(&stream, silence)?;
@@ -681,7 +690,16 @@ impl AsyncWrite for Stream {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        forward!(self, poll_write_vectored(cx, bufs))
+        let bytes: usize = bufs.iter().map(|buf| buf.len()).sum();
+        if bytes > FEW {
+            return forward!(self, poll_write_vectored(cx, bufs));
+        }
+        let mut space = [MaybeUninit::uninit(); FEW];
+        let mut all = ReadBuf::uninit(&mut space);
+        for buf in bufs {
+            all.put_slice(buf);
+        }
+        forward!(self, poll_write(cx, all.filled()))
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -696,6 +714,9 @@ impl AsyncWrite for Stream {
         forward!(self, poll_shutdown(cx))
     }
 }
+
+/// So many bytes are copied faster than the kernel reads a list of where they are.
+const FEW: usize = 2048;
 
 #[cfg(test)]
 mod tests {
@@ -831,5 +852,32 @@ mod tests {
         let file = Address::Unix(dir.path().join("precious"));
         std::fs::write(dir.path().join("precious"), "data").unwrap();
         assert_eq!(bind(&file, 1).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+    }
+
+    #[tokio::test]
+    async fn what_is_written_in_pieces_arrives_in_their_order() {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = Address::Tcp(listener.local_addr().unwrap());
+        let mut stream = connect(&address, Duration::from_secs(1)).await.unwrap();
+        let (mut other, _) = listener.accept().await.unwrap();
+        for lengths in [
+            [0, 0, 1],
+            [1, 700, 0],
+            [1, FEW - 1, 0],
+            [1, FEW, 0],
+            [FEW, 1, FEW],
+        ] {
+            let sent: Vec<u8> = (0..=u8::MAX).cycle().take(lengths.iter().sum()).collect();
+            let (first, rest) = sent.split_at(lengths[0]);
+            let (second, third) = rest.split_at(lengths[1]);
+            let pieces = [first, second, third].map(io::IoSlice::new);
+            let written = stream.write_vectored(&pieces).await.unwrap();
+            assert_eq!(written, sent.len(), "{lengths:?}");
+            let mut come = vec![0; sent.len()];
+            other.read_exact(&mut come).await.unwrap();
+            assert_eq!(come, sent, "{lengths:?}");
+        }
     }
 }
