@@ -31,14 +31,14 @@ use prometheus::{
 pub use self::coming::Coming;
 pub(crate) use self::going::Going;
 pub use self::going::Passing;
-use crate::audit::{Direction, Record};
+use crate::audit::{self, Audit, Direction, Record};
 use crate::headers::{self, PROXY_STATUS};
 use crate::limits::{Admitted, Limit, RETRY_AFTER, Requests, Stall};
 use crate::outcome::Outcome;
 use crate::relay::{self, Passed};
 use crate::secrets::{Action, Carried};
 use crate::session::Place;
-use crate::upstream::{Dial, Lease};
+use crate::upstream::{Asking, Dial, Lease};
 
 /// One HTTP request and its response.
 pub struct Exchange {
@@ -88,6 +88,25 @@ impl Exchange {
             place: Mutex::default(),
             admitted: OnceLock::new(),
         })
+    }
+
+    /// Opens the audit record of `request`, which has just arrived on `connection`, and the books on it. Its body
+    /// counts from now on.
+    ///
+    /// # Errors
+    /// [`Outcome::AuditUnavailable`] if no record can be opened: refuse with [`unrecorded`].
+    pub fn record(
+        request: Request<Coming>,
+        audit: &Audit,
+        connection: &Arc<audit::Connection>,
+        meter: &Arc<Meter>,
+    ) -> Result<(Arc<Self>, Asking), Outcome> {
+        let opened = audit.open(audit::Kind::Request, connection);
+        let mut record = opened.map_err(|_| Outcome::AuditUnavailable)?;
+        record.request(&request);
+        let exchange = Self::open(meter.clone(), record);
+        let request = request.map(|body| Upload::new(body, exchange.clone()));
+        Ok((exchange, Box::new(request)))
     }
 
     /// Changes the audit record, while it is open.

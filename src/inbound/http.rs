@@ -9,7 +9,6 @@ use http::{HeaderValue, Request, Response, StatusCode, Version};
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::{App, AppProtocol, Connection};
-use crate::audit::Kind;
 use crate::exchange::{self, Coming, Exchange, Form, Reply, Upload};
 use crate::headers::{self, Identity};
 use crate::limits::Limit;
@@ -96,7 +95,10 @@ impl Caller {
     ) -> impl Future<Output = Response<Reply<App>>> + Send + 'static {
         let form = Form::of(&request);
         // What is over before anything is waited for has no place in the future of every request.
-        let opened = self.open(request);
+        let connection = &self.connection;
+        let inbound = &connection.inbound;
+        let audit = &inbound.worker.audit;
+        let opened = Exchange::record(request, audit, &connection.facts, &inbound.meter);
         async move {
             let (exchange, request) = match opened {
                 Ok(opened) => opened,
@@ -110,18 +112,6 @@ impl Caller {
                 Err(Refused(outcome)) => exchange.refuse(outcome, form),
             }
         }
-    }
-
-    /// Opens the record of a request.
-    fn open(&self, request: Request<Coming>) -> Result<(Arc<Exchange>, Asking), Outcome> {
-        let inbound = &self.connection.inbound;
-        let facts = &self.connection.facts;
-        let opened = inbound.worker.audit.open(Kind::Request, facts);
-        let mut record = opened.map_err(|_| Outcome::AuditUnavailable)?;
-        record.request(&request);
-        let exchange = Exchange::open(inbound.meter.clone(), record);
-        let request = request.map(|body| Upload::new(body, exchange.clone()));
-        Ok((exchange, Box::new(request)))
     }
 
     async fn pass_on(

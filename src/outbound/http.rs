@@ -9,7 +9,6 @@ use http::{HeaderValue, Request, Response, StatusCode, Version};
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::{Connection, Route, passed_through};
-use crate::audit::Kind;
 use crate::exchange::{self, Coming, Exchange, Form, Meter, Reply, Upload};
 use crate::headers;
 use crate::identity::SpiffeId;
@@ -92,7 +91,9 @@ impl Connection {
     ) -> impl Future<Output = Response<Reply<Route>>> + Send + 'static {
         let form = Form::of(&request);
         // What is over before anything is waited for has no place in the future of every request.
-        let opened = self.open(request);
+        let outbound = &self.outbound;
+        let audit = &outbound.worker.audit;
+        let opened = Exchange::record(request, audit, &self.facts, &outbound.meter);
         async move {
             let (exchange, request) = match opened {
                 Ok(opened) => opened,
@@ -103,17 +104,6 @@ impl Connection {
                 Err(outcome) => exchange.refuse(outcome, form),
             }
         }
-    }
-
-    /// Opens the record of a request.
-    fn open(&self, request: Request<Coming>) -> Result<(Arc<Exchange>, Asking), Outcome> {
-        let outbound = &self.outbound;
-        let opened = outbound.worker.audit.open(Kind::Request, &self.facts);
-        let mut record = opened.map_err(|_| Outcome::AuditUnavailable)?;
-        record.request(&request);
-        let exchange = Exchange::open(outbound.meter.clone(), record);
-        let request = request.map(|body| Upload::new(body, exchange.clone()));
-        Ok((exchange, Box::new(request)))
     }
 
     async fn pass_on(
