@@ -576,15 +576,7 @@ impl fmt::Display for Source {
 pub async fn connect(address: &Address, silence: Duration) -> io::Result<Stream> {
     let stream = match address {
         Address::Tcp(address) => {
-            let socket = match address {
-                SocketAddr::V4(_) => TcpSocket::new_v4()?,
-                SocketAddr::V6(_) => TcpSocket::new_v6()?,
-            };
-            loopback::unpaced(&socket, *address);
-            let stream = socket.connect(*address).await?;
-            stream.set_nodelay(true)?;
-            silence::bound(&stream, silence)?;
-            Stream::Tcp(stream)
+            Stream::Tcp(dial(tcp_socket(address.ip())?, *address, silence).await?)
         }
         Address::Unix(path) => Stream::Unix(UnixStream::connect(path).await?),
     };
@@ -602,10 +594,7 @@ pub async fn connect_as(
     address: SocketAddr,
     silence: Duration,
 ) -> io::Result<Stream> {
-    let socket = match client {
-        IpAddr::V4(_) => TcpSocket::new_v4()?,
-        IpAddr::V6(_) => TcpSocket::new_v6()?,
-    };
+    let socket = tcp_socket(client)?;
     match client {
         IpAddr::V4(_) => SockRef::from(&socket).set_ip_transparent_v4(true)?,
         IpAddr::V6(_) => SockRef::from(&socket).set_ip_transparent_v6(true)?,
@@ -613,12 +602,26 @@ pub async fn connect_as(
     // The port is chosen when it is known where to, so that one serves for many places.
     setsockopt(&socket, sockopt::IpBindAddressNoPort, &true)?;
     socket.bind(SocketAddr::new(client, 0))?;
+    let stream = dial(socket, address, silence).await?;
+    Use::Onwards.may_have(&stream)?;
+    Ok(Stream::Tcp(stream))
+}
+
+/// A socket of the family of `ip`.
+fn tcp_socket(ip: IpAddr) -> io::Result<TcpSocket> {
+    match ip {
+        IpAddr::V4(_) => TcpSocket::new_v4(),
+        IpAddr::V6(_) => TcpSocket::new_v6(),
+    }
+}
+
+/// Connects `socket` to `address`, with all that is set for a connection of ours.
+async fn dial(socket: TcpSocket, address: SocketAddr, silence: Duration) -> io::Result<TcpStream> {
     loopback::unpaced(&socket, address);
     let stream = socket.connect(address).await?;
     stream.set_nodelay(true)?;
     silence::bound(&stream, silence)?;
-    Use::Onwards.may_have(&stream)?;
-    Ok(Stream::Tcp(stream))
+    Ok(stream)
 }
 
 /// Makes closing `socket` a reset where it is a TCP connection: whoever is at its other end must not take what

@@ -102,6 +102,7 @@ impl Standing {
         let mut root_end = self.root_end(&trusted, SystemTime::now());
         async move {
             loop {
+                // Nothing of what is looked at here is held while it waits.
                 let next = {
                     let now = SystemTime::now();
                     if !self.peer.valid_at(now) {

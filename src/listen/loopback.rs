@@ -23,8 +23,9 @@ pub(super) fn unpaced(socket: &impl AsFd, address: SocketAddr) {
 
 #[cfg(test)]
 mod tests {
-    use tokio::net::{TcpListener, TcpSocket};
+    use tokio::net::TcpListener;
 
+    use super::super::tcp_socket;
     use super::*;
 
     fn used(socket: &impl AsFd) -> String {
@@ -41,11 +42,7 @@ mod tests {
             let listener = TcpListener::bind(bound).await.unwrap();
             let address = listener.local_addr().unwrap();
             unpaced(&listener, address);
-            let socket = if address.is_ipv4() {
-                TcpSocket::new_v4().unwrap()
-            } else {
-                TcpSocket::new_v6().unwrap()
-            };
+            let socket = tcp_socket(address.ip()).unwrap();
             unpaced(&socket, address);
             let asking = socket.connect(address).await.unwrap();
             let (accepted, _) = listener.accept().await.unwrap();
