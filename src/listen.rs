@@ -693,6 +693,9 @@ impl AsyncWrite for Stream {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        if let [buf] = bufs {
+            return self.poll_write(cx, buf);
+        }
         let bytes: usize = bufs.iter().map(|buf| buf.len()).sum();
         if bytes > FEW {
             return forward!(self, poll_write_vectored(cx, bufs));
@@ -702,7 +705,7 @@ impl AsyncWrite for Stream {
         for buf in bufs {
             all.put_slice(buf);
         }
-        forward!(self, poll_write(cx, all.filled()))
+        self.poll_write(cx, all.filled())
     }
 
     fn is_write_vectored(&self) -> bool {
