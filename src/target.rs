@@ -1,11 +1,45 @@
 //! Which host and path does a request name, and how is that written for the next hop?
 
+use std::cell::RefCell;
+
 use http::header::{CONTENT_LENGTH, HOST, TRANSFER_ENCODING};
-use http::uri::{Authority, Scheme};
+use http::uri::{Authority, InvalidUri, Scheme};
 use http::{HeaderValue, Method, Request, Uri, Version};
 use http_body::Body;
 
 use crate::outcome::Outcome;
+
+/// A host that was found plain, as requests carry it over HTTP/2 and over HTTP/1.1.
+struct Host {
+    authority: Authority,
+    header: HeaderValue,
+}
+
+thread_local! {
+    /// The last one that a request named here. Most name the same as the one before them, and comparing takes a
+    /// tenth of reading it again.
+    static LAST: RefCell<Option<Host>> = const { RefCell::new(None) };
+}
+
+impl Host {
+    /// What `taken` takes from the last one, if it is written so.
+    fn last<T>(text: &[u8], taken: impl FnOnce(&Self) -> T) -> Option<T> {
+        LAST.with_borrow(|last| {
+            let same = |host: &&Self| host.authority.as_str().as_bytes() == text;
+            last.as_ref().filter(same).map(taken)
+        })
+    }
+
+    /// Keeps a copy: what comes with a request is a piece of all that was read with it.
+    fn keep(authority: &Authority) {
+        let text = authority.as_str();
+        if let (Ok(authority), Ok(header)) =
+            (Authority::try_from(text), HeaderValue::from_str(text))
+        {
+            LAST.set(Some(Self { authority, header }));
+        }
+    }
+}
 
 /// The one host that a request names, if it names any (RFC 9112 §3.2, RFC 9113 §8.3.1).
 ///
@@ -21,9 +55,7 @@ pub fn check<B>(request: &Request<B>) -> Result<Option<Authority>, Outcome> {
     let named = match (hosts.next(), hosts.next()) {
         (None, _) => None,
         (Some(host), None) if host.is_empty() => None,
-        (Some(host), None) => {
-            Some(Authority::try_from(host.as_bytes()).map_err(|_| Outcome::BadRequest)?)
-        }
+        (Some(host), None) => Some(read(host.as_bytes()).map_err(|_| Outcome::BadRequest)?),
         (Some(_), Some(_)) => return Err(Outcome::BadRequest),
     };
     let target = request.uri().authority();
@@ -49,9 +81,24 @@ pub fn check<B>(request: &Request<B>) -> Result<Option<Authority>, Outcome> {
     }
 }
 
+fn read(text: &[u8]) -> Result<Authority, InvalidUri> {
+    Host::last(text, |host| host.authority.clone()).map_or_else(|| Authority::try_from(text), Ok)
+}
+
 /// Whether everybody reads the same host in it: no user before it (RFC 9110 §4.2.4), nothing encoded, and
 /// behind it only a port.
 fn is_plain(authority: &Authority) -> bool {
+    if Host::last(authority.as_str().as_bytes(), |_| ()).is_some() {
+        return true;
+    }
+    let plain = has_only_a_port(authority);
+    if plain {
+        Host::keep(authority);
+    }
+    plain
+}
+
+fn has_only_a_port(authority: &Authority) -> bool {
     let text = authority.as_str();
     if text.bytes().any(|byte| matches!(byte, b'@' | b'%')) {
         return false;
@@ -97,7 +144,7 @@ pub fn address<B: Body>(
         let host = headers.remove(HOST);
         if parts.authority.is_none() {
             parts.authority = Some(match host {
-                Some(host) if !host.is_empty() => Authority::try_from(host.as_bytes())?,
+                Some(host) if !host.is_empty() => read(host.as_bytes())?,
                 _ => Authority::from_static("localhost"),
             });
         }
@@ -107,7 +154,9 @@ pub fn address<B: Body>(
         // An absolute target counts, whatever the header says.
         match parts.authority.take() {
             Some(authority) => {
-                drop(headers.insert(HOST, HeaderValue::from_str(authority.as_str())?));
+                let text = authority.as_str();
+                let host = Host::last(text.as_bytes(), |host| host.header.clone());
+                drop(headers.insert(HOST, host.map_or_else(|| HeaderValue::from_str(text), Ok)?));
             }
             None if !headers.contains_key(HOST) => {
                 drop(headers.insert(HOST, HeaderValue::from_static("")));
@@ -151,6 +200,9 @@ mod tests {
         let (one, two) = (Version::HTTP_11, Version::HTTP_2);
         for (version, uri, hosts, named) in [
             (one, "/", &["a:1"][..], Some(Some("a:1"))),
+            (one, "/", &["A:1"], Some(Some("A:1"))),
+            (one, "/", &["a:1"], Some(Some("a:1"))),
+            (one, "/", &["a:1@b"], None),
             (one, "http://b/", &["a"], Some(Some("b"))),
             (one, "/", &[""], Some(None)),
             (one, "/", &[], None),
@@ -191,6 +243,15 @@ mod tests {
         address(&mut it, false, Scheme::HTTPS).unwrap();
         assert_eq!(it.uri(), "/x?y=1");
         assert_eq!(it.headers()[HOST], "a:1");
+        // The last one that was found plain is written as this one was.
+        assert!(check(&request(Version::HTTP_11, "GET", "/", &["A:1"])).is_ok());
+        for host in ["A:1", "a:1"] {
+            let mut it = request(Version::HTTP_2, "GET", &format!("https://{host}/"), &[]);
+            address(&mut it, false, Scheme::HTTPS).unwrap();
+            assert_eq!(it.headers()[HOST], host);
+            address(&mut it, true, Scheme::HTTPS).unwrap();
+            assert_eq!(it.uri().to_string(), format!("https://{host}/"));
+        }
         let mut old = request(Version::HTTP_10, "OPTIONS", "*", &[]);
         address(&mut old, true, Scheme::HTTP).unwrap();
         address(&mut old, false, Scheme::HTTP).unwrap();
