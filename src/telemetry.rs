@@ -286,7 +286,7 @@ mod tests {
         let filter = EnvFilter::builder().parse(directives).unwrap();
         let subscriber = subscriber(filter, format, false, move || to.clone());
         tracing::subscriber::with_default(subscriber, || {
-            tracing::trace!("ours, in detail");
+            tracing::debug!("ours, in detail");
             tracing::info!(port = 7, "ours");
             tracing::trace!(target: "h2::codec", "authorization: secret");
             tracing::debug!(target: "rustls", "secret");
