@@ -62,7 +62,7 @@ pub fn check<B>(request: &Request<B>) -> Result<Option<Authority>, Outcome> {
     if [target, named.as_ref()]
         .into_iter()
         .flatten()
-        .any(|authority| !is_plain(authority))
+        .any(|authority| !passes(authority))
     {
         return Err(Outcome::BadRequest);
     }
@@ -85,20 +85,21 @@ fn read(text: &[u8]) -> Result<Authority, InvalidUri> {
     Host::last(text, |host| host.authority.clone()).map_or_else(|| Authority::try_from(text), Ok)
 }
 
-/// Whether everybody reads the same host in it: no user before it (RFC 9110 §4.2.4), nothing encoded, and
-/// behind it only a port.
-fn is_plain(authority: &Authority) -> bool {
+/// [`is_plain`], found out once for those that are written alike.
+fn passes(authority: &Authority) -> bool {
     if Host::last(authority.as_str().as_bytes(), |_| ()).is_some() {
         return true;
     }
-    let plain = has_only_a_port(authority);
+    let plain = is_plain(authority);
     if plain {
         Host::keep(authority);
     }
     plain
 }
 
-fn has_only_a_port(authority: &Authority) -> bool {
+/// Whether everybody reads the same host in it: no user before it (RFC 9110 §4.2.4), nothing encoded, and
+/// behind it only a port.
+fn is_plain(authority: &Authority) -> bool {
     let text = authority.as_str();
     if text.bytes().any(|byte| matches!(byte, b'@' | b'%')) {
         return false;
