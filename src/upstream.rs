@@ -73,7 +73,7 @@ pub trait Dial: Send + Sync + 'static {
 pub enum Wanted {
     /// Whatever both sides like best.
     Any,
-    /// The same, and HTTP/1.1 while few requests meet. For what [`suits_http1`]: the other side may close such
+    /// The same, and HTTP/1.1 while hardly any requests meet. For what [`suits_http1`]: the other side may close such
     /// a connection with a request on its way, where HTTP/2 says that it has not seen it.
     Cheapest,
     /// HTTP/1.1, for an upgrade or because the application speaks nothing else.

@@ -5,7 +5,7 @@ import subprocess
 
 from pair import CLIENT_ID, SERVER_ID, Pair, Site, free_port
 
-NOTE = ("HTTP/2 between the two, HTTP/1.1 for few requests at a time and for long responses; policy for each request "
+NOTE = ("HTTP/2 between the two, HTTP/1.1 for one request at a time and for long responses; policy for each request "
         "or connection, metrics, audit of denials")
 
 GRANTS = f"""\
