@@ -71,8 +71,7 @@ struct Open {
 
 impl Exchange {
     /// Opens the books on a request that has just arrived.
-    #[must_use]
-    pub fn open(meter: Arc<Meter>, mut record: Record) -> Arc<Self> {
+    fn open(meter: Arc<Meter>, mut record: Record) -> Arc<Self> {
         // Whoever drops it without a word was cut off by the caller's going away.
         record.if_dropped(Outcome::ClientGone);
         Arc::new(Self {

@@ -41,7 +41,7 @@ use tokio::time::Instant;
 use super::http::{self, Front};
 use super::routes::{self, Candidates, Located, Table, Unlocated};
 use super::{Connection, Outbound, Route, Settings, tcp};
-use crate::audit::{Direction, Kind, Verdict};
+use crate::audit::{Direction, Verdict};
 use crate::discovery::{Addresses, ResolveError};
 use crate::exchange::{self, Coming, Exchange, Form, Reply};
 use crate::intercept::Otherwise;
@@ -404,7 +404,7 @@ impl Routed {
     async fn answer(self: Arc<Self>, request: Request<Coming>) -> Response<Reply<Route>> {
         match self.route(&request).await {
             Ok(connection) => connection.answer(request).await,
-            Err(outcome) => self.refuse(&request, outcome),
+            Err(outcome) => self.refuse(request, outcome),
         }
     }
 
@@ -429,20 +429,23 @@ impl Routed {
     }
 
     /// Refuses a request that no entry takes.
-    fn refuse(&self, request: &Request<Coming>, outcome: Outcome) -> Response<Reply<Route>> {
+    fn refuse(&self, request: Request<Coming>, outcome: Outcome) -> Response<Reply<Route>> {
         let doorstep = &self.intercepted.doorstep;
-        let form = Form::of(request);
+        let form = Form::of(&request);
         let facts = doorstep.facts(self.arrived.source, Some(self.arrived.destination));
         let audit = &self.intercepted.worker.audit;
-        let Ok(mut record) = audit.open(Kind::Request, &Arc::new(facts)) else {
-            return exchange::unrecorded(doorstep.meter(), Outcome::AuditUnavailable, form);
+        let opened = Exchange::record(request, audit, &Arc::new(facts), doorstep.meter());
+        let exchange = match opened {
+            Ok((exchange, _)) => exchange,
+            Err(outcome) => return exchange::unrecorded(doorstep.meter(), outcome, form),
         };
-        record.request(request);
-        record.verdict(Verdict {
-            reason: Some(outcome.label()),
-            ..Verdict::default()
+        exchange.note(|record| {
+            record.verdict(Verdict {
+                reason: Some(outcome.label()),
+                ..Verdict::default()
+            });
         });
-        Exchange::open(doorstep.meter().clone(), record).refuse(outcome, form)
+        exchange.refuse(outcome, form)
     }
 }
 
