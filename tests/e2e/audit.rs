@@ -395,9 +395,14 @@ async fn whoever_tampers_with_a_file_is_found_and_the_line_named() {
     mesh.b
         .record("the last", |record| record["context"]["path"] == "/5")
         .await;
-    // What the sidecar says of itself is noted elsewhere.
-    let noted = get(mesh.b.admin.unwrap(), "/audit").await.json();
-    let head = noted["head"].as_str().unwrap().to_owned();
+    // What the sidecar says of itself is noted elsewhere. It says so once the lines are in the file.
+    let head = eventually("the head after the last line", async || {
+        let noted = get(mesh.b.admin.unwrap(), "/audit").await.json();
+        let written = std::fs::read_to_string(&mesh.b.audit).unwrap();
+        let is_last = noted["lines"] == written.lines().count();
+        is_last.then(|| noted["head"].as_str().unwrap().to_owned())
+    })
+    .await;
     assert_eq!(mesh.b.terminate().await, Some(0));
     assert!(mesh.b.process.log().contains("the audit chain"));
     let audit = mesh.b.audit.clone();
