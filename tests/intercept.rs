@@ -30,7 +30,7 @@ use doorward::intercept::original_destination;
 use nix::sched::{CloneFlags, setns};
 use nix::unistd::{Uid, setfsuid};
 
-use crate::e2e::alone::{Network, Test, Verdict, make, run};
+use crate::e2e::alone::{Network, Test, Verdict, make, may_act_as, run};
 use crate::e2e::mesh::{Dirs, Issuer, Plan, PolicyDir, SERVICE, Sidecar, eventually, governed, id};
 
 const TESTS: [(&str, Test); 4] = [
@@ -70,9 +70,7 @@ impl Networks {
     /// # Errors
     /// Why there can be none.
     fn new() -> Result<Self, String> {
-        if !may_be_others() {
-            return Err("there is no other user here than our own".into());
-        }
+        may_act_as(SOMEBODY)?;
         static COUNT: AtomicUsize = AtomicUsize::new(1);
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         let (client, server) = (Network::new(), Network::new());
@@ -111,16 +109,6 @@ impl Networks {
             mgmt: format!("10.10.{number}.2").parse().unwrap(),
         })
     }
-}
-
-/// Whether there are users with other numbers, in the range of them that is ours.
-fn may_be_others() -> bool {
-    let map = std::fs::read_to_string("/proc/self/uid_map").unwrap();
-    let has = |line: &str| {
-        let numbers: Vec<u64> = line.split_whitespace().flat_map(str::parse).collect();
-        matches!(numbers[..], [first, _, count] if (first..first + count).contains(&SOMEBODY.into()))
-    };
-    map.lines().any(has)
 }
 
 /// Does `work` in a network, as a user.

@@ -86,6 +86,22 @@ fn leave() -> Result<(), String> {
     run("ip link set lo up")
 }
 
+/// Whether sockets of ours can be that user's.
+///
+/// # Errors
+/// Nobody has that number in our namespace: whoever is not root brings no other user along.
+pub(crate) fn may_act_as(user: u32) -> Result<(), String> {
+    let map = fs::read_to_string("/proc/self/uid_map").unwrap();
+    let has = |line: &str| {
+        let numbers: Vec<u64> = line.split_whitespace().flat_map(str::parse).collect();
+        matches!(numbers[..], [first, _, count] if (first..first + count).contains(&user.into()))
+    };
+    if map.lines().any(has) {
+        return Ok(());
+    }
+    Err("there is no other user here than our own".into())
+}
+
 /// Runs a command.
 ///
 /// # Errors
